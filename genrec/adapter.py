@@ -1,0 +1,283 @@
+"""Adapters: the folders that training produces and inference needs, written whole and cross-checked when they load.
+
+An adapter holds all that stands beside its base: LoRA matrices (or the whole model), the trained embedding rows of the
+identifier tokens, tokenizer, identifiers, items, the very prompt files, and their frames. ``genrec.json`` ties them
+together by hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from genrec import base as bases
+from genrec import files
+from genrec.errors import AdapterError
+from genrec.identifiers import Identifiers
+from genrec.prompts import Prompt
+from genrec.tokenization import Frame, Tokenization
+
+FORMAT_VERSION = 1
+_UNCHECKED = ("genrec.json", "items.parquet")  # Titles, stock and other item columns may change without retraining.
+
+
+def versions() -> dict[str, str]:
+    """Versions of genrec and of the libraries that decide what a model computes."""
+    names = ("genrec", "torch", "transformers", "tokenizers", "peft", "trl")
+    return {name: metadata.version(name) for name in names}
+
+
+def _content_hashes(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: files.file_hash(path) for name, path in named.items() if name not in _UNCHECKED}
+
+
+def resize(model: PreTrainedModel, vocabulary: int) -> None:
+    """Give the model embedding rows for ``vocabulary`` tokens, if it has fewer. New rows are set by the caller.
+
+    No row is added beyond that, since every row takes part in the softmax; rows that the base brought stay.
+    """
+    if vocabulary > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+
+
+def _weight(layer: torch.nn.Module) -> torch.Tensor:
+    """The weight of an embedding or head, with the rows that PEFT trains beside it put in."""
+    tokens = getattr(layer, "token_adapter", None)
+    weight: torch.Tensor = tokens.get_merged_weights(tokens.active_adapters) if tokens is not None else layer.weight
+    return weight
+
+
+def rows(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The embedding rows of token ``ids``: ``input``, and ``output`` where the head is not tied to the embedding."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    result = {"input": _weight(embedding)[ids].detach().clone().contiguous()}
+    if not inner.config.get_text_config().tie_word_embeddings:
+        result["output"] = _weight(head)[ids].detach().clone().contiguous()
+    return result
+
+
+def set_rows(model: PreTrainedModel, ids: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
+    """Write embedding rows, as ``rows`` gives them, into a model whose vocabulary holds ``ids``."""
+    with torch.no_grad():
+        for key, layer in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+            if key in values:
+                layer.weight[ids] = values[key].to(layer.weight)
+
+
+def identifier_ids(tokenization: Tokenization) -> torch.Tensor:
+    """int64 token ids of all identifier tokens, in the order of the identifiers' vocabulary."""
+    return torch.tensor(tokenization.tokenizer.convert_tokens_to_ids(list(tokenization.identifiers.vocabulary)))
+
+
+def save(
+    path: Path,
+    *,
+    model: PreTrainedModel | PeftModel,
+    base: bases.Base,
+    tokenization: Tokenization,
+    prompts: Mapping[str, Prompt],
+    manifest: Mapping[str, Any],
+    extra: Mapping[str, bytes],
+    overwrite: bool = False,
+) -> None:
+    """Write an adapter folder, whole or not at all.
+
+    Args:
+        path: The folder.
+        model: A ``PeftModel`` (LoRA and identifier rows are written) or a whole model (everything is).
+        base: What it was trained from.
+        tokenization: Tokenizer, identifiers, items and frames.
+        prompts: Name -> prompt, the default one first.
+        manifest: What ``genrec.json`` says besides: recipe, data, protocol, metrics, ...
+        extra: Further files, such as the learning curve: name -> content.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        StorageError: The folder exists, or the disk refused.
+    """
+    path = Path(path)
+    with files.new_folder(path, overwrite=overwrite) as folder:
+        try:
+            if isinstance(model, PeftModel):
+                state = {key: value.contiguous() for key, value in get_peft_model_state_dict(model).items()}
+                lora = {key: value for key, value in state.items() if ".lora_" in key}
+                config = model.peft_config["default"]
+                trained, config.trainable_token_indices = config.trainable_token_indices, None
+                config.inference_mode, mode = True, config.inference_mode
+                config.save_pretrained(folder)
+                config.trainable_token_indices, config.inference_mode = trained, mode
+                save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            else:
+                model.save_pretrained(folder)
+            save_file(rows(model, identifier_ids(tokenization)), folder / "rows.safetensors")
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        tokenization.tokenizer.save_pretrained(folder / "tokenizer")
+        tokenization.identifiers.save(folder / "identifiers.parquet")
+        with files.new_file(folder / "items.parquet") as temporary:
+            tokenization.items.write_parquet(temporary)
+        (folder / "prompts").mkdir()
+        for name, prompt in prompts.items():
+            (folder / "prompts" / f"{name}.jinja").write_text(prompt.source, encoding="utf-8")
+        files.write_text(folder / "frames.json", json.dumps(tokenization.frames_table(), indent=1))
+        for name, content in extra.items():
+            (folder / name).write_bytes(content)
+        checked = _content_hashes(folder)
+        for name in extra:
+            checked.pop(name, None)
+        table = {
+            "format_version": FORMAT_VERSION,
+            "name": path.name,
+            "tuning": "lora" if isinstance(model, PeftModel) else "full",
+            "base": {
+                "name": base.name,
+                "folder": os.path.relpath(base.folder, path) if base.revision is None else None,
+                "revision": base.revision,
+                "hash": base.hash,
+            },
+            "prompts": list(prompts),
+            "max_length": tokenization.max_length,
+            "identifiers": {"scheme": tokenization.identifiers.scheme, "hash": tokenization.identifiers.hash},
+            **manifest,
+            "versions": versions(),
+            "files": checked,
+        }
+        files.write_text(folder / "genrec.json", json.dumps(table, indent=1, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that was loaded and cross-checked; its weights are read by ``model``.
+
+    Attributes:
+        path: The folder.
+        manifest: ``genrec.json``.
+        identifiers, items: Of the catalogue, in the same order.
+        prompts: Name -> prompt; the first is the default one.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    identifiers: Identifiers
+    items: pl.DataFrame
+    prompts: dict[str, Prompt]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Adapter:
+        """Read an adapter folder and check that every file is the one that training wrote.
+
+        Raises:
+            AdapterError: No adapter there, of another format, with a file changed (both hashes are named), or whose
+                base is missing.
+        """
+        path = Path(path)
+        try:
+            manifest = json.loads((path / "genrec.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            recipe = path.with_suffix(".toml")
+            hint = f"Train it: genrec train {recipe}" if recipe.exists() else "Name a folder that `genrec train` wrote."
+            raise AdapterError(f"{path}: no adapter here (no genrec.json). {hint}") from None
+        except json.JSONDecodeError as error:
+            raise AdapterError(f"{path / 'genrec.json'}:{error.lineno}: not valid JSON: {error.msg}") from None
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise AdapterError(
+                f"{path}: format_version is {manifest.get('format_version')!r}, this genrec reads {FORMAT_VERSION}. "
+                f"Train it again, or install genrec {manifest.get('versions', {}).get('genrec', 'of then')}."
+            )
+        for name, trained in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise AdapterError(f"{file} is missing; the adapter is incomplete. Train it again, or copy it again.")
+            found = files.file_hash(file)
+            if found != trained:
+                raise AdapterError(
+                    f"{file} is not what the adapter was trained with: trained {trained[:16]}, found {found[:16]}. "
+                    "Restore the file, or train again with the changed one."
+                )
+        adapter = cls(
+            path=path,
+            manifest=manifest,
+            identifiers=Identifiers.load(path / "identifiers.parquet"),
+            items=pl.read_parquet(path / "items.parquet"),
+            prompts={name: Prompt.load(path / "prompts" / f"{name}.jinja") for name in manifest["prompts"]},
+        )
+        if adapter.tuning == "lora":
+            adapter.base()
+        return adapter
+
+    @property
+    def tuning(self) -> str:
+        """``lora`` or ``full``."""
+        return str(self.manifest["tuning"])
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that it recommends with."""
+        return next(iter(self.prompts.values()))
+
+    def base(self) -> bases.Base:
+        """The base below a LoRA adapter.
+
+        Raises:
+            AdapterError: It is not where it was.
+        """
+        told = self.manifest["base"]
+        if told["folder"] is None:
+            return bases.find(told["name"], revision=told["revision"])
+        folder = (self.path / told["folder"]).resolve()
+        if not folder.is_dir():
+            raise AdapterError(
+                f"{self.path}: its base {told['name']} (hash {told['hash'][:16]}) is not at {folder}. "
+                "Put it back there, or train the base and then this adapter again."
+            )
+        return bases.find(str(folder))
+
+    def tokenization(self) -> Tokenization:
+        """Its tokenizer, identifiers, items and frames, ready to encode prompts."""
+        tokenizer = bases.Base(self.path.name, self.path).tokenizer()
+        frames = json.loads((self.path / "frames.json").read_text(encoding="utf-8"))
+        return Tokenization(
+            tokenizer,
+            self.identifiers,
+            self.items,
+            max_length=self.manifest["max_length"],
+            frames={name: Frame(**frame) for name, frame in frames.items()},
+        )
+
+    def model(self, tokenization: Tokenization, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The whole model, on the CPU, in eval mode: LoRA merged and identifier rows put in.
+
+        Raises:
+            AdapterError: The base is not the one that the adapter was trained on (both hashes are named).
+        """
+        if self.tuning == "full":
+            model = AutoModelForCausalLM.from_pretrained(
+                self.path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
+            )
+            return model.eval()
+        base = self.base()
+        trained = self.manifest["base"]["hash"]
+        if base.hash != trained:
+            raise AdapterError(
+                f"{self.path}: its base {base.name} at {base.folder} was changed: trained on {trained[:16]}, "
+                f"found {base.hash[:16]}. Restore the base, or train this adapter again."
+            )
+        model = base.model(dtype)
+        resize(model, len(tokenization.tokenizer))
+        set_rows(model, identifier_ids(tokenization), load_file(self.path / "rows.safetensors"))
+        return PeftModel.from_pretrained(model, self.path, local_files_only=True).merge_and_unload().eval()

@@ -1,0 +1,503 @@
+"""The command line: one command is one call of one function. Results go to standard output, progress to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from genrec import __version__, progress
+from genrec.errors import ConfigError, GenrecError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, once the new is complete.")]
+Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
+EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="What runs the model; dummy runs none.")]
+
+app = typer.Typer(
+    name="genrec",
+    help="An interaction log and a catalogue in, a generative recommender out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 other error, 2 wrong usage, 3 configuration, 4 data, 5 prompt, 6 identifiers, "
+    "7 adapter or base, 8 decoding, 9 storage.",
+)
+data_app = typer.Typer(help="Fetch, import and inspect data sets.", no_args_is_help=True)
+ids_app = typer.Typer(help="Build and inspect identifiers.", no_args_is_help=True)
+base_app = typer.Typer(help="Make small bases.", no_args_is_help=True)
+prompts_app = typer.Typer(help="List, show, check and render prompts.", no_args_is_help=True)
+for name, part in (("data", data_app), ("ids", ids_app), ("base", base_app), ("prompts", prompts_app)):
+    app.add_typer(part, name=name)
+
+
+@app.callback()
+def _main(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    progress.quiet = quiet
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script: errors that a user can cause become one message and their exit code."""
+    try:
+        app()
+    except GenrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[Any]], right: tuple[int, ...] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    table: Table = RichTable(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    # A table that is piped keeps its width instead of being folded to 80 columns.
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
+    pairs = {}
+    for text in given or []:
+        ours, equals, theirs = text.partition("=")
+        if not equals or not ours or not theirs:
+            raise ConfigError(f"{option} {text!r}: write ours=theirs, such as user_id=customer.")
+        pairs[ours] = theirs
+    return pairs or None
+
+
+def _print_report(title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
+    from genrec.evaluation import cell
+
+    shown = [name for name in next(iter(rows.values())) if name.endswith("@10") or not any(
+        other.endswith("@10") for other in next(iter(rows.values())))]  # fmt: skip
+    table = [[name, *(cell(row[metric]) for metric in shown)] for name, row in rows.items()]
+    _print_table(title, ["", *shown], table, right=tuple(range(1, len(shown) + 1)))
+
+
+@app.command()
+def quickstart(
+    workspace: Annotated[Path, typer.Option(help="Where prompts/, adapters/, eval/ and data/ are.")] = Path(),
+    json_: Json = False,
+) -> None:
+    """The whole flow on MovieLens-100K, with a table and pictures at the end."""
+    from genrec.quickstart import NAME, run
+
+    result = run(workspace)
+    if json_:
+        _print_json(asdict(result))
+        return
+    protocol = result.report["protocol"]
+    print()
+    _print_report(
+        f"MovieLens-100K, leave-one-out, {protocol['cases']} users, all {protocol['catalogue']} items ranked, seen "
+        "items left out (95% intervals)",
+        result.report["rows"],
+    )
+    for example in result.examples:
+        print(f"\nuser {example['user_id']} ({example['events']} films), last watched: {'; '.join(example['history'])}")
+        for rank, title in enumerate(example["recommended"], start=1):
+            print(f"  {rank}. {title}")
+    print()
+    stages = [
+        [name, f"{seconds:.1f}", "reused" if name in result.reused else ""] for name, seconds in result.seconds.items()
+    ]
+    total = sum(result.seconds.values())
+    _print_table("seconds per stage", ["stage", "seconds", ""], [*stages, ["all", f"{total:.1f}", ""]], right=(1,))
+    assert result.batch is not None
+    print(f"\nlists of all {result.batch.users} users: {result.batch.out}/*.parquet")
+    print(f"report: {workspace / 'eval' / 'results' / NAME}.md")
+    for curve in result.curves:
+        print(f"learning curve: {curve}")
+    print(
+        "\nnext:\n"
+        f"  genrec recommend adapters/{NAME} --user 42 -k 5 --json\n"
+        f"  genrec prompts render prompts/next_item.jinja adapters/{NAME} --user 42\n"
+        f"  genrec eval eval/{NAME}.toml\n"
+        "  docs/own-data.md: the same with your own log in ten minutes"
+    )
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="The workspace to make.")]) -> None:
+    """Make a workspace: the shipped prompts, recipes and specs. What is there already stays."""
+    from genrec.quickstart import init as make
+
+    written = make(folder)
+    for path in written:
+        print(path)
+    progress.say(f"{len(written)} files written. Next: cd {folder} && genrec quickstart")
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """What is installed, what works here, what to install for the rest. Exit code 1 when something needed is missing."""
+    from genrec.doctor import examine
+
+    found = examine(Path.cwd())
+    if json_:
+        _print_json([asdict(finding) for finding in found])
+    else:
+        rows = [["ok" if f.ok else "MISSING" if f.needed else "-", f.name, f.found, f.advice] for f in found]
+        _print_table("genrec doctor", ["", "what", "found", "advice"], rows)
+    if any(finding.needed and not finding.ok for finding in found):
+        raise typer.Exit(1)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="movielens-100k")],
+    cache: Annotated[Path, typer.Option(help="Where the download is kept.")] = Path("data/cache"),
+) -> None:
+    """Download a public data set; prints the folder to import."""
+    from genrec.readers import fetch
+
+    print(fetch(name, cache))
+
+
+@data_app.command("import")
+def data_import(
+    paths: Annotated[list[Path], typer.Argument(help="A folder, or files: the log, and items… and users… files.")],
+    out: Annotated[Path, typer.Option(help="The data set folder to write, such as data/shop.")],
+    format_: Annotated[str | None, typer.Option("--format", help="Of the files; unset: by their names.")] = None,
+    interactions: Annotated[list[Path] | None, typer.Option(help="A log, whatever its name.")] = None,
+    items: Annotated[Path | None, typer.Option(help="The catalogue, whatever its name.")] = None,
+    users: Annotated[Path | None, typer.Option(help="The users table, whatever its name.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Of the log: ours=theirs, such as user_id=customer.")] = None,
+    item_column: Annotated[list[str] | None, typer.Option(help="Of the catalogue: ours=theirs.")] = None,
+    user_column: Annotated[list[str] | None, typer.Option(help="Of the users table: ours=theirs.")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Only ratings from here on count.")] = None,
+    event: Annotated[list[str] | None, typer.Option(help="A positive event, or event=weight; others are left out.")] = None,
+    keep_seen: Annotated[bool, typer.Option(help="Items may be consumed again: never leave out those of a history.")] = False,
+    core: Annotated[int, typer.Option(help="Keep users and items with at least so many interactions.")] = 0,
+    on_bad_row: Annotated[Literal["fail", "skip"], typer.Option(help="Stop at malformed rows, or save and skip them.")] = "fail",
+    name: Annotated[str | None, typer.Option(help="Of the data set; unset: the name of the folder.")] = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Import a log, a catalogue and a users table as a data set folder."""
+    from genrec.readers import import_files
+
+    events: Any = None
+    if event:
+        events = {}
+        for text in event:
+            kind, _, weight = text.partition("=")
+            try:
+                events[kind] = float(weight) if weight else 1.0
+            except ValueError:
+                raise ConfigError(f"--event {text!r}: the weight after = is no number.") from None
+    data = import_files(
+        paths,
+        format=format_,
+        interactions=interactions,
+        items=items,
+        users=users,
+        columns=_pairs(column, "--column"),
+        item_columns=_pairs(item_column, "--item-column"),
+        user_columns=_pairs(user_column, "--user-column"),
+        min_rating=min_rating,
+        events=events,
+        exclude_seen=not keep_seen,
+        name=name or out.name,
+        on_bad_row=on_bad_row,
+    )
+    if core:
+        data = data.k_core(core, core)
+    data.save(out, overwrite=overwrite)
+    _print_summary(data.summary(), json_)
+
+
+@data_app.command("inspect")
+def data_inspect(path: Annotated[Path, typer.Argument(help="A data set folder.")], json_: Json = False) -> None:
+    """Counts, sparsity, duplicates, ties, time range, titles missing, cold items."""
+    from genrec.dataset import Dataset
+
+    _print_summary(Dataset.load(path).summary(), json_)
+
+
+def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(summary)
+        return
+    rows = []
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{inner} {_number(found)}" for inner, found in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        rows.append([key.replace("_", " "), _number(value)])
+    _print_table(str(summary.get("name", "data")), ["", ""], rows)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@ids_app.command("build")
+def ids_build(
+    data: Annotated[Path, typer.Argument(help="A data set folder.")],
+    out: Annotated[Path, typer.Option(help="The file to write, such as data/shop/identifiers.parquet.")],
+    scheme: Annotated[str, typer.Option(help="atomic, semantic or random.")] = "atomic",
+    levels: Annotated[int, typer.Option(help="Codes per identifier, of semantic and random.")] = 3,
+    codes: Annotated[int, typer.Option(help="Different codes per level, of semantic and random.")] = 256,
+    split: Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")] = "leave_one_out",
+    seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
+) -> None:
+    """Give every item an identifier. A recipe uses the file by identifiers.file."""
+    from genrec.training import build_identifiers
+
+    made = build_identifiers(data, scheme, levels=levels, codes=codes, split=split, seed=seed)
+    made.save(out)
+    print(out)
+
+
+@ids_app.command("inspect")
+def ids_inspect(
+    path: Annotated[Path, typer.Argument(help="An identifiers file, or an adapter folder.")],
+    item: Annotated[list[str] | None, typer.Option(help="Show the identifiers of these items.")] = None,
+    json_: Json = False,
+) -> None:
+    """Scheme, tokens per item, and how the items spread over the first codes."""
+    from genrec.identifiers import Identifiers
+
+    found = Identifiers.load(path / "identifiers.parquet" if path.is_dir() else path)
+    table = found.summary(item or [])
+    if json_:
+        _print_json(table)
+        return
+    _print_table(str(path), ["", ""], [[key.replace("_", " "), str(value)] for key, value in table.items()])
+
+
+@base_app.command("create")
+def base_create(
+    data: Annotated[Path, typer.Argument(help="A data set folder; its titles train the tokenizer.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, such as adapters/small-random.")],
+    vocabulary: Annotated[int, typer.Option(help="Tokens of the tokenizer, at most.")] = 2000,
+    width: Annotated[int, typer.Option(help="Hidden size.")] = 64,
+    layers: Annotated[int, typer.Option(help="Depth.")] = 2,
+    heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = 2,
+    context: Annotated[int, typer.Option(help="The longest sequence of tokens.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a small language model with random weights, and its tokenizer, to be pretrained by `genrec train`."""
+    from genrec.base import create
+    from genrec.dataset import Dataset
+
+    texts = Dataset.load(data).items["title"].to_list()
+    sizes: dict[str, int] = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads}
+    print(create(texts, out, **sizes, context=context, seed=seed, overwrite=overwrite))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as adapters/shop.toml.")],
+    assignments: Assignments = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Train as a recipe says; writes the folder beside the recipe."""
+    from genrec.adapter import Adapter
+    from genrec.training import train as run
+
+    out = run(recipe, assignments=assignments or [], overwrite=overwrite)
+    kept = Adapter.load(out).manifest["kept"]
+    if json_:
+        _print_json({"adapter": str(out), "kept": kept})
+    else:
+        print(f"{out}\nkept step {kept['step']}: validation NDCG@10 {kept['ndcg@10']:.4f}, recall@10 {kept['recall@10']:.4f}")
+        print(f"learning curve: {out / 'learning_curve.png'}")
+
+
+@app.command()
+def recommend(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    user: Annotated[str | None, typer.Option(help="A user of the data set, with the whole history.")] = None,
+    history: Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id". Empty: the head answers.')] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Items.")] = 10,
+    engine: EngineName = "local",
+    json_: Json = False,
+) -> None:
+    """The best items for one user or history."""
+    from genrec.recommender import Recommender
+
+    if (user is None) == (history is None):
+        raise ConfigError("recommend takes one of --user and --history.")
+    recommender = Recommender.load(adapter, engine=engine)
+    items, row = recommender.user_history(user, data) if user is not None else (_ids(history or ""), None)
+    found = recommender.recommend([items], k, users=[row])[0]
+    if json_:
+        _print_json([asdict(item) for item in found])
+    else:
+        rows = [[item.rank, item.item_id, item.title, f"{item.score:.3f}"] for item in found]
+        _print_table(f"after {len(items)} items", ["rank", "item", "title", "score"], rows, right=(0, 3))
+
+
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@app.command("batch")
+def batch_(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    users: Annotated[Path, typer.Option(help="user_id and history: Parquet, CSV, JSON lines, or a data set folder.")],
+    out: Annotated[Path, typer.Option(help="The output folder.")],
+    k: Annotated[int, typer.Option("-k", help="Items per user.")] = 20,
+    shard_size: Annotated[int, typer.Option(help="Users per Parquet file.")] = 4096,
+    engine: EngineName = "local",
+    json_: Json = False,
+) -> None:
+    """Recommend for all users of a table; started again, it goes on with the shards that are missing."""
+    from genrec.batch import run_batch
+
+    done = run_batch(adapter, users, out, k=k, shard_size=shard_size, engine=engine)
+    if json_:
+        _print_json(asdict(done))
+    else:
+        print(f"{done.rows:,} rows for {done.users:,} users in {done.shards} shards ({done.shards_reused} were there)")
+        if done.users_with_fewer:
+            print(f"{done.users_with_fewer:,} users got fewer than {k} items")
+        print(f"{done.out}/*.parquet")
+
+
+@app.command("eval")
+def eval_(
+    spec: Annotated[Path, typer.Argument(help="A spec, such as eval/shop.toml.")],
+    assignments: Assignments = None,
+    json_: Json = False,
+) -> None:
+    """Evaluate adapters and baselines on one split; the report goes to eval/results/."""
+    from genrec.evaluation import evaluate
+
+    report = evaluate(spec, assignments=assignments or [])
+    written = report.save(spec.absolute().parent / "results")
+    if json_:
+        _print_json({"name": report.name, "protocol": report.protocol, "rows": report.rows})
+    else:
+        _print_report(f"{report.name}: {report.protocol['kind']}, {report.protocol['cases']} cases", report.rows)
+        print(f"report: {written}")
+
+
+@prompts_app.command("list")
+def prompts_list(
+    folder: Annotated[Path, typer.Argument(help="The folder of prompts.")] = Path("prompts"), json_: Json = False
+) -> None:
+    """The prompts of a folder, their kind and what they read."""
+    from genrec.errors import PromptError
+    from genrec.prompts import Prompt, list_prompts
+
+    rows = []
+    for path in list_prompts(folder):
+        try:
+            prompt = Prompt.load(path)
+            reads = [f"{what}.{column}" for what, columns in sorted(prompt.reads.items()) for column in sorted(columns)]
+            rows.append({"path": str(path), "kind": prompt.kind, "reads": reads, "problem": None})
+        except PromptError as error:
+            rows.append({"path": str(path), "kind": None, "reads": [], "problem": str(error)})
+    if json_:
+        _print_json(rows)
+    else:
+        table = [[row["path"], row["kind"], ", ".join(row["reads"]), row["problem"]] for row in rows]
+        _print_table(str(folder), ["prompt", "kind", "reads", "problem"], table)
+
+
+@prompts_app.command("show")
+def prompts_show(path: Annotated[Path, typer.Argument(help="A prompt file.")]) -> None:
+    """The text of a prompt file, once it is known to be a good one."""
+    from genrec.prompts import Prompt
+
+    print(Prompt.load(path).source, end="")
+
+
+@prompts_app.command("check")
+def prompts_check(
+    paths: Annotated[list[Path], typer.Argument(help="Prompt files.")],
+    data: Annotated[Path | None, typer.Option(help="A data set folder, whose columns they may read.")] = None,
+    json_: Json = False,
+) -> None:
+    """All problems of prompt files, with line, column and fix. Exit code 5 when there are any."""
+    from genrec.prompts import check
+
+    items = users = None
+    if data is not None:
+        from genrec.dataset import Dataset
+
+        loaded = Dataset.load(data)
+        items, users = loaded.items.columns, loaded.users.columns if loaded.users is not None else []
+    found = {str(path): check(path, items, users) for path in paths}
+    if json_:
+        _print_json({path: [asdict(problem) for problem in problems] for path, problems in found.items()})
+    else:
+        for path, problems in found.items():
+            for problem in problems:
+                print(f"{path}:{problem}")
+            if not problems:
+                print(f"{path}: good")
+    if any(found.values()):
+        raise typer.Exit(5)
+
+
+@prompts_app.command("render")
+def prompts_render(
+    path: Annotated[Path, typer.Argument(help="A prompt file.")],
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder: its tokenizer, identifiers and items.")],
+    user: Annotated[str | None, typer.Option(help="A user of the adapter's data set.")] = None,
+    history: Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id".')] = None,
+    item: Annotated[str | None, typer.Option(help="The item of a question; unset: the last of the history.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
+    json_: Json = False,
+) -> None:
+    """A prompt as the model reads it: its tokens by origin, what is cut, and what is trained."""
+    from genrec.recommender import render
+
+    found = render(path, adapter, user=user, history=None if history is None else _ids(history), item=item, data=data)
+    if json_:
+        _print_json(asdict(found))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    styles = {"frame": "dim", "template": "cyan", "data": "green", "identifier": "magenta"}
+    console = Console(highlight=False)
+    for title, spans in (("read", found.read), ("trained" if found.kind == "question" else "next", found.answer)):
+        text = Text()
+        for span in spans:
+            text.append(span.text, style=styles[span.kind])
+        console.print(Text(f"{title}: ", style="bold"), text)
+    console.print(
+        Text.assemble("colours: ", *[part for kind, style in styles.items() for part in ((kind, style), " ")])
+    )
+    print(
+        f"tokens: {found.tokens['head']} head, {found.tokens['history']} history, {found.tokens['answer']} answer, "
+        f"{found.tokens['free']} of {found.tokens['max_length']} free; {found.cut} oldest events were cut"
+    )
+
+
+if __name__ == "__main__":
+    main()

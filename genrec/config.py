@@ -1,0 +1,291 @@
+"""Recipes (how to train) and specs (what to evaluate): small dataclasses read from TOML. Loads nothing heavy.
+
+Relative paths in a TOML file are relative to the *workspace*: the folder above the one that the file lies in, so that
+``adapters/shop.toml`` says ``data = "data/shop"`` wherever the command is started from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from genrec.errors import ConfigError
+
+SplitKind = Literal["leave_one_out", "temporal"]
+Ties = Literal["file", "shuffled"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of training row: a prompt file, and how many rows of it there are per row of weight 1."""
+
+    prompt: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class IdentifierRecipe:
+    """How identifiers are made: see ``genrec.identifiers``. ``levels`` and ``codes`` are for code schemes only."""
+
+    scheme: str = "atomic"
+    levels: int = 3
+    codes: int = 256
+
+
+@dataclass(frozen=True)
+class WalkRecipe:
+    """Walks over textual neighbours, mixed into the rows of every sequence prompt.
+
+    Attributes:
+        share: Walks per training user and epoch, after the opening.
+        alone: The share of all epochs, at the beginning, that trains on walks alone (as many as users per epoch).
+        length: Items per walk.
+        neighbours: How many nearest items a step may choose from.
+        mean_rank: Mean of the exponential distribution that draws the rank of the chosen neighbour.
+    """
+
+    share: float = 0.0
+    alone: float = 0.0
+    length: int = 5
+    neighbours: int = 10
+    mean_rank: float = 2.0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What decides which weights are kept: NDCG@10 on validation cases by constrained decoding.
+
+    Attributes:
+        per_epoch: Evaluations per epoch (a fraction: 0.5 is every second epoch).
+        users: Validation cases used, at most (0: all), drawn by the seed.
+        patience: Evaluations without a better value before training stops (0: never).
+    """
+
+    per_epoch: float = 1.0
+    users: int = 1000
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what training produces.
+
+    Attributes:
+        base: A folder (an ordinary checkpoint, or the product of a ``full`` recipe, whose tokenizer, identifiers and
+            rows are then inherited) or the name of a Hugging Face model.
+        data: A data set folder.
+        tasks: The prompts to train on, with their weights. The first sequence prompt is the one recommended with.
+        tuning: ``lora`` trains LoRA matrices and the identifier rows; ``full`` trains everything.
+        split, ties: See ``Dataset.split``. Only its training part is read.
+        max_length: Tokens of a row, at most. Histories are cut to it by whole items.
+        dropout: On embeddings and on the output of every attention and MLP block, in training only.
+        rows: What new identifier rows start from: the items' ``features`` or ``random`` numbers.
+        features: Dimensions of the text vectors, and as many again of the collaborative ones.
+        dtype: Of the weights that are loaded: ``float32`` or ``bfloat16``.
+        training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...), passed through.
+        lora: Keys of PEFT's ``LoraConfig`` (r, lora_alpha, target_modules, ...), passed through.
+    """
+
+    base: str
+    data: str
+    tasks: tuple[Task, ...]
+    tuning: Literal["lora", "full"] = "lora"
+    split: SplitKind = "leave_one_out"
+    ties: Ties = "file"
+    max_length: int = 256
+    dropout: float = 0.0
+    rows: Literal["features", "random"] = "features"
+    features: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    identifiers: IdentifierRecipe | None = None
+    walks: WalkRecipe = WalkRecipe()
+    validation: Validation = Validation()
+    training: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ConfigError('recipe: tasks is empty. Add one: [[tasks]] prompt = "prompts/next_item.jinja"')
+        if any(task.weight < 0 for task in self.tasks) or not any(task.weight > 0 for task in self.tasks):
+            weights = [task.weight for task in self.tasks]
+            raise ConfigError(f"recipe: tasks.weight is {weights}. Weights are at least 0, and one is above 0.")
+        if self.max_length < 2:
+            raise ConfigError(f"recipe: max_length is {self.max_length}. It counts tokens and is at least 2.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"recipe: dropout is {self.dropout}. It is at least 0 and below 1.")
+        if self.lora and self.tuning == "full":
+            raise ConfigError('recipe: tuning = "full" trains no LoRA. Remove [lora], or set tuning = "lora".')
+        if self.walks.share < 0 or not 0 <= self.walks.alone < 1:
+            raise ConfigError(f"recipe: walks.share is {self.walks.share} (at least 0), walks.alone "
+                              f"{self.walks.alone} (at least 0, below 1).")  # fmt: skip
+        if self.walks.length < 2 or self.walks.neighbours < 1:
+            raise ConfigError(f"recipe: walks.length is {self.walks.length} (at least 2), walks.neighbours "
+                              f"{self.walks.neighbours} (at least 1).")  # fmt: skip
+        if self.validation.per_epoch <= 0:
+            raise ConfigError(f"recipe: validation.per_epoch is {self.validation.per_epoch}. It is above 0.")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to evaluate, and by which protocol.
+
+    Attributes:
+        data: A data set folder.
+        adapters: Name of a row of the report -> adapter folder.
+        baselines: Names out of ``genrec.baselines.BASELINES``.
+        split, ties: See ``Dataset.split``.
+        k: Cut-offs of the metrics.
+        num_beams: Beams per user; at least the largest ``k``.
+        users: Test cases, at most (0: all), drawn by the seed.
+        exclude_seen: Whether items of the history are left out of every list; unset: as the data set says.
+    """
+
+    data: str
+    adapters: dict[str, str] = field(default_factory=dict)
+    baselines: tuple[str, ...] = ("popularity", "item_knn", "transitions_text")
+    split: SplitKind = "leave_one_out"
+    ties: Ties = "file"
+    k: tuple[int, ...] = (5, 10, 20)
+    num_beams: int = 50
+    users: int = 0
+    exclude_seen: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ConfigError(f"spec: k is {list(self.k)}. It lists cut-offs of at least 1, such as [5, 10].")
+        if self.num_beams < max(self.k):
+            raise ConfigError(f"spec: num_beams is {self.num_beams}, below the largest k, {max(self.k)}.")
+        if not self.adapters and not self.baselines:
+            raise ConfigError("spec: neither adapters nor baselines are given; there is nothing to evaluate.")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The sentence that names the closest of ``known`` to ``name``, or all of them where none is close."""
+    names = [str(item) for item in known]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(names))}."
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """``value`` checked against, and where needed built into, the annotated type ``kind``."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        inner = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _value(inner, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} is {value!r}. {suggestion(str(value), arguments)}")
+        return value
+    if dataclasses.is_dataclass(kind):
+        return from_table(kind, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{where} is {value!r}. It takes a list.")
+        return tuple(_value(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is {value!r}. It takes a table of keys and values.")
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} is {value!r}. It takes a value of type {kind.__name__}.")
+    return value
+
+
+def from_table(cls: type[T], table: Any, where: str) -> T:
+    """Build the dataclass ``cls`` from a TOML table. ``where`` begins every message.
+
+    Raises:
+        ConfigError: An unknown key (with the closest known one), a missing key or a value of the wrong type.
+    """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} is {table!r}. It takes a table of keys and values.")
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}. {suggestion(key, fields)}")
+    for name, item in fields.items():
+        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if needed and name not in table:
+            raise ConfigError(f"{where}: the key {name!r} is missing.")
+    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: There is no such file, or it is not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        folder = Path(path).parent
+        there = sorted(str(other) for other in folder.glob("*.toml")) if folder.is_dir() else []
+        raise ConfigError(f"{path}: no such file. {suggestion(str(path), there) if there else ''}".strip()) from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; a .toml file is wanted here.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """``table`` with ``key=value`` assignments applied; keys may be dotted, values are TOML (a bare word is text).
+
+    Raises:
+        ConfigError: An assignment without ``=``, or a dotted key that goes through something that is not a table.
+    """
+    result = dict(table)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{assignment!r} is no assignment. Write key=value, such as training.learning_rate=1e-3.")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        inner = result
+        *parents, last = key.split(".")
+        for parent in parents:
+            below = inner.get(parent, {})
+            if not isinstance(below, dict):
+                raise ConfigError(f"{assignment!r}: {parent!r} is no table, its value is {below!r}.")
+            inner[parent] = dict(below)
+            inner = inner[parent]
+        inner[last] = value
+    return result
+
+
+def load_recipe(path: Path, assignments: Iterable[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with ``key=value`` assignments on top."""
+    return from_table(Recipe, override(read_toml(path), assignments), str(path))
+
+
+def load_spec(path: Path, assignments: Iterable[str] = ()) -> Spec:
+    """The evaluation spec in a TOML file, with ``key=value`` assignments on top."""
+    return from_table(Spec, override(read_toml(path), assignments), str(path))
+
+
+def workspace_of(path: Path) -> Path:
+    """The workspace of a recipe or spec: the folder above the one that the file lies in."""
+    return Path(path).absolute().parent.parent
+
+
+def as_table(config: Any) -> dict[str, Any]:
+    """A recipe or spec as plain nested tables, for hashes and reports."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,354 @@
+"""The constraint: a trie of all legal identifiers, and the state of a beam search through it.
+
+Pure NumPy, and ignorant of models: an engine asks a ``BeamSearch`` which tokens may come next, gives their
+log-probabilities, and is told which beams live on. All engines run this same search.
+
+The score of an item is the sum of the log-probabilities of its identifier's tokens under the model's softmax over the
+*whole* vocabulary. Illegal continuations are left out and nothing is renormalised; there is no length penalty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrec.errors import DecodingError, IdentifierError
+
+MAX_BEAMS = 65_536
+
+Ints = NDArray[np.integer[Any]]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """The immutable set of legal identifiers, as arrays in breadth-first order (CSR). Node 0 is the root.
+
+    The items are sorted by identifier, so that the items below a node are one interval of *positions* in that order;
+    this is what turns restrictions on items into restrictions on nodes. Use ``Trie.build``.
+
+    Attributes:
+        token: int32 [nodes]; the token on the edge to each node (-1 at the root).
+        first_child: int32 [nodes + 1]; the children of node ``v`` are ``first_child[v] .. first_child[v + 1] - 1``,
+            in ascending order of their tokens; a leaf has none.
+        lo: int32 [nodes]; the first position of a node's interval.
+        items: int32 [items]; the item index at each position.
+        max_length: The tokens of the longest identifier.
+    """
+
+    token: NDArray[np.int32]
+    first_child: NDArray[np.int32]
+    lo: NDArray[np.int32]
+    items: NDArray[np.int32]
+    max_length: int
+
+    @classmethod
+    def build(cls, identifiers: Ints) -> Trie:
+        """Compile identifiers.
+
+        Args:
+            identifiers: Integers [items, longest]; row ``i`` is item ``i``'s identifier, padded at its end with -1.
+
+        Raises:
+            IdentifierError: No items, an empty identifier, padding before a token, two items with one identifier, or
+                an identifier that is the beginning of another.
+        """
+        table = np.asarray(identifiers)
+        if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer) or not table.size:
+            raise IdentifierError(
+                f"identifiers must be integers [items, tokens], not {table.dtype} {list(table.shape)}"
+            )
+        n, longest = table.shape
+        if table.min() < -1 or table.max() >= 2**31 - 1:
+            found = f"{table.min()} .. {table.max()}"
+            raise IdentifierError(f"identifier tokens must lie in 0 .. 2**31 - 2 (padding is -1), found {found}")
+        columns = [np.ascontiguousarray(table[:, level], dtype=np.int32) for level in range(longest)]
+        for level, column in enumerate(columns):
+            wrong = column < 0 if level == 0 else (columns[level - 1] < 0) & (column >= 0)
+            if wrong.any():
+                item = int(np.argmax(wrong))
+                raise IdentifierError(f"the identifier of item {item} is empty or padded before its end: {table[item]}")
+        order = np.lexsort(columns[::-1])
+        columns = [column[order] for column in columns]
+
+        # Position p opens a new node of a level where its identifier, up to that level, differs from the one before.
+        # Padding sorts first, so an identifier stands directly before those that it is the beginning of.
+        opens = np.zeros(n, dtype=bool)
+        opens[0] = True
+        starts: list[NDArray[np.int32]] = []
+        for level, column in enumerate(columns):
+            opens[1:] |= column[1:] != column[:-1]
+            ends = np.ones(n, dtype=bool) if level == longest - 1 else columns[level + 1] < 0
+            clash = np.flatnonzero((ends & (column >= 0))[:-1] & ~opens[1:])
+            if clash.size:
+                first, second = int(order[clash[0]]), int(order[clash[0] + 1])
+                names = [tuple(int(t) for t in table[i] if t >= 0) for i in (first, second)]
+                how = (
+                    "have one identifier"
+                    if names[0] == names[1]
+                    else "have identifiers, one the beginning of the other"
+                )
+                raise IdentifierError(f"items {first} and {second} {how}: {names[0]} and {names[1]}")
+            if (opened := np.flatnonzero(opens & (column >= 0))).size:
+                starts.append(opened.astype(np.int32))
+
+        sizes = np.cumsum([1, *map(len, starts)])
+        lo = np.concatenate([np.zeros(1, dtype=np.int32), *starts])
+        token = np.concatenate([np.full(1, -1, dtype=np.int32), *(columns[i][s] for i, s in enumerate(starts))])
+        first_child = np.full(len(lo) + 1, len(lo), dtype=np.int32)
+        first_child[0] = 1
+        for level in range(len(starts) - 1):
+            children = np.searchsorted(starts[level + 1], starts[level])
+            first_child[sizes[level] : sizes[level + 1]] = sizes[level + 1] + children
+        arrays = (token, first_child, lo, order.astype(np.int32))
+        for array in arrays:
+            array.setflags(write=False)
+        return cls(*arrays, max_length=len(starts))
+
+    @property
+    def n_items(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def position(self) -> NDArray[np.int32]:
+        """int32 [items]: the position of each item, the inverse of ``items``."""
+        position = np.empty(self.n_items, dtype=np.int32)
+        position[self.items] = np.arange(self.n_items, dtype=np.int32)
+        return position
+
+    @cached_property
+    def hash(self) -> str:
+        """The first 16 hexadecimal digits of SHA-256 over the content."""
+        content = b"".join(array.tobytes() for array in (self.token, self.first_child, self.items))
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def children(self, nodes: Ints) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+        """The children of all given nodes, one after the other: (index into ``nodes``, token, child node)."""
+        first = self.first_child[nodes].astype(np.int64)
+        counts = self.first_child[np.asarray(nodes) + 1] - first
+        rows = np.repeat(np.arange(len(first)), counts)
+        child = np.arange(len(rows)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        return rows, self.token[child], child
+
+    def is_leaf(self, nodes: Ints) -> Bools:
+        return self.first_child[nodes] == self.first_child[np.asarray(nodes) + 1]
+
+    def interval(self, nodes: Ints) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The positions ``lo .. hi - 1`` of the items below each node. ``hi`` is found by going down last children."""
+        last = np.asarray(nodes)
+        while True:
+            end = self.first_child[last + 1]
+            inner = self.first_child[last] < end
+            if not inner.any():
+                return self.lo[nodes], self.lo[last] + 1
+            last = np.where(inner, end - 1, last)
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The items found for n prompts, best first.
+
+    Attributes:
+        items: int32 [n, B] item indices, padded with -1. B is the number of beams asked for, or of items if smaller.
+        scores: float32 [n, B] sums of log-probabilities, padded with -inf.
+        reasons: For each prompt, why it got fewer items than beams were asked for, or None.
+    """
+
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    reasons: list[str | None]
+
+
+class BeamSearch:
+    """The state of one constrained beam search for n prompts.
+
+    In a step, ``candidates`` names the legal continuations of the live beams and ``advance`` takes their
+    log-probabilities and keeps, for each prompt, the best ``num_beams`` of finished and open beams together (a score
+    only falls as its beam grows). With as many beams as items nothing is ever cut, and the result is exact.
+
+    Args:
+        trie: The legal identifiers.
+        n: The number of prompts.
+        num_beams: Beams per prompt, 1 .. 65,536; lowered to the number of items.
+        allowed: bool [items] shared by all prompts; None allows all.
+        blocked: For each prompt, item indices that may not come out (-1 is ignored), or None.
+        only: For each prompt, the item indices that alone may come out (-1 is ignored), or None for all.
+        numbers: What errors call the prompts; their places in ``range(n)`` unless given.
+
+    Attributes (live beams, m of them, sorted by owner and then best first):
+        owner: int32 [m], the prompt.  node: int32 [m], the place in the trie.  token: int32 [m], the last token.
+        parent: int32 [m], the row among the live beams of the step before.  score: float64 [m], the sum so far.
+
+    Raises:
+        DecodingError: ``num_beams`` or a restriction is out of range.
+    """
+
+    def __init__(
+        self,
+        trie: Trie,
+        n: int,
+        num_beams: int,
+        allowed: Bools | None = None,
+        blocked: Sequence[Ints | None] | None = None,
+        only: Sequence[Ints | None] | None = None,
+        numbers: Ints | None = None,
+    ) -> None:
+        if not 1 <= num_beams <= MAX_BEAMS:
+            raise DecodingError(f"num_beams must be 1 .. {MAX_BEAMS}, not {num_beams}")
+        for name, lists in (("blocked", blocked), ("only", only)):
+            if lists is not None and len(lists) != n:
+                raise DecodingError(f"{name} has {len(lists)} lists for {n} prompts")
+        self.trie, self.n, self.asked = trie, n, num_beams
+        self.num_beams = min(num_beams, trie.n_items)
+        self.numbers = np.arange(n) if numbers is None else np.asarray(numbers)
+        self.allowed: Bools | None = None  # by position
+        if allowed is not None:
+            allowed = np.asarray(allowed)
+            if allowed.shape != (trie.n_items,) or allowed.dtype != np.bool_:
+                raise DecodingError(f"allowed must be bool [{trie.n_items}], not {allowed.dtype} {list(allowed.shape)}")
+            self.allowed = allowed[trie.items]
+            self._cumulative = np.concatenate([[0], np.cumsum(self.allowed, dtype=np.int32)])
+        # A restriction of one prompt is a sorted run of keys, prompt * (items + 1) + position; all runs are one array.
+        self._stride = trie.n_items + 1
+        self.has_only = np.zeros(n, dtype=bool)
+        self._blocked, self._only = self._keys("blocked", blocked), self._keys("only", only)
+        if only is not None:
+            self.has_only[:] = [one is not None for one in only]
+            if self._blocked.size:
+                self._only = self._only[~np.isin(self._only, self._blocked)]
+        self._blocked = self._blocked[~self.has_only[self._blocked // self._stride]]
+        total = trie.n_items if self.allowed is None else int(self._cumulative[-1])
+        counts = [self._count(keys, np.arange(n), 0, trie.n_items) for keys in (self._only, self._blocked)]
+        self.n_allowed = np.where(self.has_only, counts[0], total - counts[1])
+
+        self.owner = np.flatnonzero(self.n_allowed > 0).astype(np.int32)
+        self.node, self.score = np.zeros_like(self.owner), np.zeros(len(self.owner))
+        self.token, self.parent = np.full_like(self.owner, -1), np.full_like(self.owner, -1)
+        self._done_owner, self._done_node, self._done_score = self.owner[:0], self.node[:0], self.score[:0]
+        self._rows = self._nodes = np.zeros(0, dtype=np.int64)
+
+    def _keys(self, name: str, lists: Sequence[Ints | None] | None) -> NDArray[np.int64]:
+        """The sorted distinct keys of item lists, without what ``allowed`` excludes anyway."""
+        filled = [(i, np.asarray(one)) for i, one in enumerate(lists or []) if one is not None and len(one)]
+        if not filled:
+            return np.zeros(0, dtype=np.int64)
+        items = np.concatenate([one for _, one in filled])
+        if not np.issubdtype(items.dtype, np.integer) or items.min() < -1 or items.max() >= self.trie.n_items:
+            found = f"{items.min()} .. {items.max()}"
+            raise DecodingError(f"{name} must hold item indices 0 .. {self.trie.n_items - 1}, found {found}")
+        prompts = np.repeat([i for i, _ in filled], [len(one) for _, one in filled])
+        prompts, positions = prompts[items >= 0], self.trie.position[items[items >= 0]]
+        if self.allowed is not None:
+            prompts, positions = prompts[self.allowed[positions]], positions[self.allowed[positions]]
+        keys = np.sort(prompts * self._stride + positions)
+        return keys[np.diff(keys, prepend=-1) > 0]
+
+    def _count(self, keys: NDArray[np.int64], prompts: Ints, lo: Ints | int, hi: Ints | int) -> NDArray[np.int64]:
+        base = np.asarray(prompts, dtype=np.int64) * self._stride
+        return np.searchsorted(keys, base + hi) - np.searchsorted(keys, base + lo)
+
+    def _legal(self, owner: Ints, nodes: Ints) -> Bools:
+        """Whether any item that the prompt ``owner`` may get lies below each node."""
+        lo, hi = self.trie.interval(nodes)
+        count = hi - lo if self.allowed is None else self._cumulative[hi] - self._cumulative[lo]
+        if self._blocked.size:
+            count = count - self._count(self._blocked, owner, lo, hi)
+        if self.has_only.any():
+            count = np.where(self.has_only[owner], self._count(self._only, owner, lo, hi), count)
+        return count > 0
+
+    def restrictions(self) -> tuple[Bools | None, tuple[Ints, Ints], tuple[Ints, Ints]]:
+        """For an engine that selects from a whole level: the shared mask by position, and pairs (prompt, position) that
+        are blocked, and that alone are open for the prompts in ``has_only`` (whatever the first two say)."""
+        return self.allowed, np.divmod(self._blocked, self._stride), np.divmod(self._only, self._stride)
+
+    @property
+    def done(self) -> bool:
+        return not len(self.node)
+
+    def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The legal continuations of the live beams: (row of the live beam [c], token [c])."""
+        rows, tokens, nodes = self.trie.children(self.node)
+        if self.allowed is not None or self._blocked.size or self.has_only.any():
+            legal = self._legal(self.owner[rows], nodes)
+            rows, tokens, nodes = rows[legal], tokens[legal], nodes[legal]
+        self._rows, self._nodes = rows, nodes
+        return rows, tokens
+
+    def advance(self, logprobs: Floats, rows: Ints | None = None, nodes: Ints | None = None) -> None:
+        """Take one step.
+
+        Args:
+            logprobs: Floats [c]; the log-probability of each candidate, in the order of ``candidates``.
+            rows, nodes: Given instead of a call of ``candidates`` by an engine that has itself selected legal
+                candidates, among them the best ``num_beams`` of each prompt.
+
+        Raises:
+            DecodingError: A log-probability is not finite; the prompt is named.
+        """
+        rows, nodes = (self._rows, self._nodes) if rows is None or nodes is None else (rows, nodes)
+        if not (finite := np.isfinite(logprobs)).all():
+            raise not_finite(self.numbers[self.owner[rows[np.argmin(finite)]]])
+        # Finished beams compete with the candidates. They are leaves, and that is how they are told apart below.
+        owner = np.concatenate([self._done_owner, self.owner[rows]])
+        node = np.concatenate([self._done_node, nodes]).astype(np.int32)
+        score = np.concatenate([self._done_score, self.score[rows] + logprobs])
+        parent = np.concatenate([np.full(len(self._done_owner), -1), rows]).astype(np.int32)
+        best = self._best(owner, node, score)
+        owner, node, score, parent = owner[best], node[best], score[best], parent[best]
+        leaf = self.trie.is_leaf(node)
+        self._done_owner, self._done_node, self._done_score = owner[leaf], node[leaf], score[leaf]
+        self.owner, self.node, self.score, self.parent = owner[~leaf], node[~leaf], score[~leaf], parent[~leaf]
+        self.token = self.trie.token[self.node]
+
+    def _best(self, owner: Ints, node: Ints, score: Floats) -> NDArray[np.int64]:
+        """The best ``num_beams`` of each owner, by owner, then best first; ties by the index of the first item."""
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(self.n + 1))
+        kept = []
+        for start, stop in itertools.pairwise(bounds):
+            group = order[start:stop]
+            if len(group) > self.num_beams:
+                scores = score[group]
+                group = group[scores >= np.partition(scores, -self.num_beams)[-self.num_beams]]
+            kept.append(group)
+        order = np.concatenate([*kept, order[:0]])
+        item = self.trie.items[self.trie.lo[node[order]]]
+        order = order[np.lexsort((item, -score[order], owner[order]))]
+        return order[_places(owner[order]) < self.num_beams]
+
+    def result(self) -> Beams:
+        """The finished items. Call it when ``done``."""
+        owner, place = self._done_owner, _places(self._done_owner)
+        items = np.full((self.n, self.num_beams), -1, dtype=np.int32)
+        scores = np.full((self.n, self.num_beams), -np.inf, dtype=np.float32)
+        items[owner, place] = self.trie.items[self.trie.lo[self._done_node]]
+        scores[owner, place] = self._done_score
+        return Beams(items, scores, [self._reason(int(count)) for count in self.n_allowed])
+
+    def _reason(self, count: int) -> str | None:
+        if count >= self.asked:
+            return None
+        if count == 0:
+            return "no item is allowed: the restrictions leave nothing of the catalogue"
+        what = "the catalogue has" if count == self.trie.n_items else "the restrictions allow"
+        return f"{what} {count} items and {self.asked} were asked for"
+
+
+def not_finite(number: int) -> DecodingError:
+    """The error for a prompt whose logits hold NaN or infinity."""
+    what = f"prompt {number}: the model's log-probabilities are not finite (NaN or infinite logits)"
+    return DecodingError(f"{what}; check the weights, or load the model in float32")
+
+
+def _places(owner: Ints) -> NDArray[np.int64]:
+    """The place of each row within its run of equal owners."""
+    return np.arange(len(owner)) - np.searchsorted(owner, owner)

@@ -1,0 +1,430 @@
+"""The engine that runs a transformers model in this process, on CPU or CUDA.
+
+Each prompt is prefilled once, and what all prompts of a call begin with is prefilled once for all of them. The beams of a
+prompt are then decoded as a tree: a step feeds them as query positions of *one* sequence, with explicit position ids
+and an additive 4-D mask that lets a beam see the prompt and its own ancestors. Nothing in the key-value cache is copied
+per beam or reordered.
+
+What transformers does with such masks (5.19): a 4-D tensor is handed to every layer as it is, sliding ones included, so
+a model with several kinds of layers gets a dict with one mask per kind; eager attention *adds* the mask, so it is
+floating point; ``DynamicCache(config=...)`` evicts by slot in sliding layers, so the cache is made without a config
+and windows are laid by position id.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, PreTrainedModel
+
+from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, not_finite
+from genrec.engines import check_search, token_arrays
+from genrec.errors import DecodingError
+
+# Layer types whose state is not a list of keys and values that a mask could hide.
+_RECURRENT = {"linear_attention", "conv", "mamba", "recurrent", "hybrid", "hybrid_sliding"}
+# Logits of one micro-batch, in numbers, and of one piece of the normaliser.
+_MAX_LOGITS, _PIECE = 2**27, 2**23
+# A common prefix is prefilled on its own from so many saved tokens on: less does not pay for one more forward.
+_SAVED_TOKENS = 256
+
+
+class LocalEngine:
+    """Beam search and scoring with a causal language model.
+
+    The model is used where it is and as it is: during a call it is in evaluation mode and under
+    ``torch.inference_mode``, afterwards every module is back in the mode it had. So a model can be evaluated by an
+    engine in the middle of its own training. Log-probabilities are computed in float32, or float64 for such a model.
+
+    When it is made, the engine compares tree decoding with plain uncached forwards on two short random prompts (longer
+    than a sliding window up to ``_CHECKED`` tokens). If they differ, it warns and decodes by plain forwards.
+
+    Args:
+        model: A transformers causal LM; a PEFT model works too.
+        max_batch_tokens: The most positions (prompts with padding and beams) of one micro-batch; it bounds the
+            memory of the cache and never changes a result.
+
+    Raises:
+        DecodingError: The model is recurrent, has linear attention, or is an encoder-decoder.
+    """
+
+    _CHECKED = 1100
+
+    def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int = 16_384) -> None:
+        if max_batch_tokens < 1:
+            raise DecodingError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}")
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or [])
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+        name = type(base).__name__
+        if getattr(base, "_is_stateful", False) or kinds & _RECURRENT:
+            raise DecodingError(
+                f"{name} is recurrent or has linear attention; use a model with softmax attention in every layer"
+            )
+        if getattr(config, "is_encoder_decoder", False):
+            raise DecodingError(f"{name} is an encoder-decoder; use a causal language model")
+        self.model = model
+        self.max_batch_tokens = max_batch_tokens
+        self.vocab_size: int = config.vocab_size
+        self.context = _context(config)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        window = getattr(config, "sliding_window", None)
+        if not kinds:
+            kinds = {"full_attention" if window is None else "sliding_attention"}
+        self._windows: dict[str, int | None] = {kind: window if kind == "sliding_attention" else None for kind in kinds}
+        self.tree = kinds <= {"full_attention", "sliding_attention"} and self._tree_is_exact()
+        if not self.tree:
+            warnings.warn(
+                f"{name} cannot decode beams as a tree; each beam is run through the whole model instead (slower, same results)",
+                stacklevel=2,
+            )
+
+    def beam_search(
+        self,
+        prompts: Sequence[Ints],
+        trie: Trie,
+        num_beams: int,
+        allowed: Bools | None = None,
+        blocked: Sequence[Ints | None] | None = None,
+        only: Sequence[Ints | None] | None = None,
+    ) -> Beams:
+        """See ``Engine.beam_search``."""
+        check_search(trie, num_beams, self.vocab_size)
+        room = None if self.context is None else self.context - trie.max_length
+        arrays = token_arrays("prompt", prompts, self.vocab_size, room)
+        for name, lists in (("blocked", blocked), ("only", only)):
+            if lists is not None and len(lists) != len(arrays):
+                raise DecodingError(f"{name} has {len(lists)} lists for {len(arrays)} prompts")
+        width = min(num_beams, trie.n_items)
+        items = np.full((len(arrays), width), -1, dtype=np.int32)
+        scores = np.full((len(arrays), width), -np.inf, dtype=np.float32)
+        reasons: list[str | None] = [None] * len(arrays)
+        with self._inference():
+            prefix = self._prefill_common(arrays)
+            beam_slots = width * (trie.max_length - 1)
+            lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+            at_once = max(1, _MAX_LOGITS // (self.vocab_size * (width if trie.max_length > 1 else 1)))
+            for batch in _micro_batches(lengths + beam_slots, self.max_batch_tokens, at_once):
+                some = [None if lists is None else [lists[i] for i in batch] for lists in (blocked, only)]
+                search = BeamSearch(trie, len(batch), num_beams, allowed, *some, numbers=batch)
+                self._search(search, [arrays[i] for i in batch], prefix)
+                beams = search.result()
+                items[batch], scores[batch] = beams.items, beams.scores
+                for i, reason in zip(batch, beams.reasons, strict=True):
+                    reasons[i] = reason
+        return Beams(items, scores, reasons)
+
+    def score(self, prompts: Sequence[Ints], completions: Sequence[Ints]) -> NDArray[np.float64]:
+        """See ``Engine.score``."""
+        if len(prompts) != len(completions):
+            raise DecodingError(f"{len(prompts)} prompts and {len(completions)} completions")
+        heads = token_arrays("prompt", prompts, self.vocab_size)
+        tails = token_arrays("completion", completions, self.vocab_size)
+        rows = [np.concatenate([head, tail]) for head, tail in zip(heads, tails, strict=True)]
+        token_arrays("prompt with completion", rows, self.vocab_size, self.context)
+        total = np.zeros(len(rows), dtype=np.float64)
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        at_once = max(1, _MAX_LOGITS // (self.vocab_size * max(map(len, tails), default=1)))
+        with self._inference():
+            for batch in _micro_batches(lengths, self.max_batch_tokens, at_once, equal=not self.tree):
+                keep = max(len(tails[i]) for i in batch)
+                inputs = [rows[i][:-1] for i in batch]
+                logits = self._prefill(inputs, keep)[0] if self.tree else self._plain(inputs, keep)
+                # The logits end with those of the last completion token: one row of `keep` positions per sequence.
+                counts = np.array([len(tails[i]) for i in batch])
+                owner = np.repeat(np.arange(len(batch)), counts)
+                place = np.concatenate([np.arange(keep - count, keep) for count in counts])
+                tokens = np.concatenate([tails[i] for i in batch])
+                picked = self._logprobs(logits.flatten(0, 1), owner * keep + place, tokens)
+                if not (finite := np.isfinite(picked)).all():
+                    raise not_finite(batch[owner[np.argmin(finite)]])
+                total[batch] = np.bincount(owner, weights=picked, minlength=len(batch))
+        return total
+
+    # One micro-batch.
+
+    def _search(self, search: BeamSearch, prompts: list[NDArray[np.int64]], prefix: DynamicCache | None) -> None:
+        """Run a search to its end."""
+        tree = _Tree(self, prompts, prefix) if self.tree else None
+        beams = [prompts[i] for i in search.owner]
+        logits = tree.logits if tree else self._plain(beams)[:, 0]
+        rows = search.owner if tree else np.arange(len(beams))  # the row of the logits of each live beam
+        if search.trie.max_length == 1:
+            self._select(search, logits, rows)
+        while not search.done:
+            parents, tokens = search.candidates()
+            search.advance(self._logprobs(logits, rows[parents], tokens))
+            if search.done:
+                break
+            if tree:
+                logits, rows = tree.step(search.owner, search.token, search.parent)
+            else:
+                beams = [np.append(beams[p], t) for p, t in zip(search.parent, search.token, strict=True)]
+                logits, rows = self._plain(beams)[:, 0], np.arange(len(beams))
+
+    def _select(self, search: BeamSearch, logits: torch.Tensor, rows: Ints) -> None:
+        """Finish a search whose identifiers are single tokens: one top-k over the level, on the device.
+
+        Only the selected candidates reach ``search``. Where equal values straddle the cut, all of them do, so that
+        ties are decided by item index as everywhere.
+        """
+        if search.done:
+            return
+        tokens = search.trie.token[1:]
+        owner = search.owner
+        normaliser = self._normaliser(logits)[self._index(rows)]
+        values = logits[self._index(rows)]  # a copy: masked in place below
+        if tokens[-1] - tokens[0] + 1 == len(tokens):
+            values = values[:, tokens[0] : tokens[-1] + 1]
+        else:
+            values = values.index_select(1, self._index(tokens))
+        allowed, blocked, only = search.restrictions()
+        local = np.full(search.n, -1)
+        local[owner] = np.arange(len(owner))  # prompts that may get nothing have no row
+        if allowed is not None:
+            values.masked_fill_(~torch.from_numpy(allowed).to(values.device), -torch.inf)
+        mine = local[blocked[0]] >= 0
+        values[self._index(local[blocked[0][mine]]), self._index(blocked[1][mine])] = -torch.inf
+        if search.has_only[owner].any():
+            where = self._index(local[only[0]]), self._index(only[1])
+            kept = values[where]
+            values[self._index(np.flatnonzero(search.has_only[owner]))] = -torch.inf
+            values[where] = kept
+        best = values.topk(search.num_beams, dim=1)
+        lowest = best.values[:, -1:].clamp(min=torch.finfo(values.dtype).min)
+        if (values >= lowest).sum() > (best.values >= lowest).sum():
+            row, column = (values >= lowest).nonzero(as_tuple=True)
+        else:
+            row, place = (best.values >= lowest).nonzero(as_tuple=True)
+            column = best.indices[row, place]
+        picked = (values[row, column].to(normaliser.dtype) - normaliser[row]).double().cpu().numpy()
+        chosen = row.cpu().numpy()
+        # A NaN hides in comparisons, so it is looked for in the normaliser, which holds every logit, and in the counts.
+        short = np.bincount(chosen, minlength=len(owner)) < np.minimum(search.n_allowed[owner], search.num_beams)
+        broken = short | ~torch.isfinite(normaliser).cpu().numpy()
+        if broken.any():
+            raise not_finite(search.numbers[owner[np.argmax(broken)]])
+        search.advance(picked, chosen, column.cpu().numpy() + 1)
+
+    def _normaliser(self, logits: torch.Tensor) -> torch.Tensor:
+        """[rows]: log-sum-exp over the whole vocabulary, in float32 at least, in pieces that bound the memory."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        pieces = logits.split(max(1, _PIECE // logits.shape[-1]))
+        return torch.cat([torch.logsumexp(piece.to(dtype), dim=-1) for piece in pieces])
+
+    def _logprobs(self, logits: torch.Tensor, rows: Ints, tokens: Ints) -> NDArray[np.float64]:
+        """The log-probabilities of some (row, token) of logits [rows, vocabulary]; only these leave the device."""
+        row, normaliser = self._index(rows), self._normaliser(logits)
+        picked = logits[row, self._index(tokens)].to(normaliser.dtype) - normaliser[row]
+        return picked.double().cpu().numpy()
+
+    def _index(self, array: Ints) -> torch.Tensor:
+        """An index tensor on the model's device; it travels as int32."""
+        return torch.from_numpy(np.array(array, dtype=np.int32)).to(self.model.device).long()
+
+    # Forwards.
+
+    def _forward(self, inputs: torch.Tensor, keep: int, **kwargs: Any) -> torch.Tensor:
+        """Logits [n, keep, vocabulary] of the last ``keep`` positions of ``inputs`` [n, length]."""
+        if self._keeps_logits:
+            kwargs["logits_to_keep"] = keep
+        return self.model(input_ids=inputs, return_dict=True, **kwargs).logits[:, -keep:]
+
+    def _plain(self, rows: list[NDArray[np.int64]], keep: int = 1) -> torch.Tensor:
+        """Logits [n, keep, vocabulary] by forwards of whole rows, without cache, mask, padding or position ids."""
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        for batch in _micro_batches(lengths, self.max_batch_tokens, len(rows), equal=True):
+            inputs = torch.from_numpy(np.stack([rows[i] for i in batch])).to(self.model.device)
+            for i, row in zip(batch, self._forward(inputs, keep, use_cache=False), strict=True):
+                logits[i] = row
+        return torch.stack(logits) if rows else torch.empty(0, keep, self.vocab_size)
+
+    def _prefill_common(self, prompts: list[NDArray[np.int64]]) -> DynamicCache | None:
+        """The cache [1, length] of what all prompts begin with, if that saves enough; one token of each stays out."""
+        if not self.tree or len(prompts) < 2:
+            return None
+        shortest = min(map(len, prompts)) - 1
+        same = np.all([prompt[:shortest] == prompts[0][:shortest] for prompt in prompts[1:]], axis=0)
+        length = shortest if same.all() else int(np.argmin(same))
+        if length * (len(prompts) - 1) < _SAVED_TOKENS:
+            return None
+        cache = DynamicCache()
+        inputs = torch.from_numpy(prompts[0][None, :length]).to(self.model.device)
+        positions = torch.arange(length, device=self.model.device)[None]
+        self._forward(inputs, 1, position_ids=positions, past_key_values=cache, use_cache=True)
+        return cache
+
+    def _prefill(
+        self, rows: list[NDArray[np.int64]], keep: int, cache: DynamicCache | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One forward of left-padded rows, after what ``cache`` holds already.
+
+        Returns:
+            Logits [n, keep, vocabulary]; the position id [n, slots] of each slot of the cache; which slots are real.
+        """
+        start = 0 if cache is None else cache.get_seq_length()
+        longest = max(map(len, rows)) - start
+        inputs = np.zeros((len(rows), longest), dtype=np.int64)
+        for i, row in enumerate(rows):
+            inputs[i, longest - (len(row) - start) :] = row[start:]
+        device = self.model.device
+        padding = longest + start - torch.tensor([len(row) for row in rows], device=device)[:, None]
+        slots = torch.arange(start + longest, device=device)[None]
+        real = (slots < start) | (slots >= start + padding)
+        positions = torch.where(slots < start, slots, slots - padding).clamp(min=0)
+        mask = None
+        if start or len({len(row) for row in rows}) > 1:
+            causal = slots[:, start:, None] >= slots[:, None, :]
+            mask = self._mask(causal & real[:, None, :], positions[:, start:], positions)
+        logits = self._forward(
+            torch.from_numpy(inputs).to(device), keep, attention_mask=mask, position_ids=positions[:, start:],
+            past_key_values=cache, use_cache=cache is not None,
+        )  # fmt: skip
+        return logits, positions, real
+
+    def _mask(
+        self, visible: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The additive mask [n, 1, queries, keys] of what is ``visible``: one tensor, or one per kind of layer.
+
+        Args:
+            visible: bool [n, queries, keys].
+            queries, keys: Position ids [n, queries] and [n, keys], by which sliding windows are laid.
+        """
+        # Eager attention takes its softmax in float32, where float64's minimum would be -inf and padding become NaN.
+        hidden = max(torch.finfo(self.model.dtype).min, torch.finfo(torch.float32).min)
+        masks = {}
+        for kind, window in self._windows.items():
+            seen = visible if window is None else visible & (queries[:, :, None] - keys[:, None, :] < window)
+            mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device)
+            masks[kind] = mask.masked_fill_(~seen, hidden)[:, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _tree_is_exact(self) -> bool:
+        """Whether the tree gives the scores of plain forwards, for prompts of two lengths and identifiers of three."""
+        rng = np.random.default_rng(0)
+        window = max([w for w in self._windows.values() if w is not None], default=0)
+        length = min(window + 8 if window else 24, self._CHECKED, (self.context or self._CHECKED) - 4)
+        if length < 4 or self.vocab_size < 3:
+            return True
+        prompts = [rng.integers(self.vocab_size, size=size) for size in (length, length - 3)]
+        a, b, c = rng.permutation(self.vocab_size)[:3]
+        trie = Trie.build(np.array([[a, a, b], [a, b, a], [a, b, b], [b, a, -1], [c, -1, -1]]))
+        self.tree = False
+        try:
+            plain = self.beam_search(prompts, trie, trie.n_items)
+        except DecodingError:
+            return True  # The logits are not finite: a search will say for which prompt.
+        self.tree = True
+        try:
+            tree = self.beam_search(prompts, trie, trie.n_items)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            DecodingError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            NotImplementedError,
+        ):
+            return False
+        order = np.argsort(plain.items, axis=1), np.argsort(tree.items, axis=1)
+        expected, found = (np.take_along_axis(b.scores, o, 1) for b, o in zip((plain, tree), order, strict=True))
+        # A wrong mask moves scores by a share of their spread; rounding moves them by far less, in half precision too.
+        share = 1e-3 if torch.finfo(self.model.dtype).bits >= 32 else 0.1
+        return bool(np.abs(expected - found).max() <= share * expected.std() + 1e-5)
+
+
+class _Tree:
+    """The cache of one micro-batch of prompts, and the beams grown in it."""
+
+    def __init__(self, engine: LocalEngine, prompts: list[NDArray[np.int64]], prefix: DynamicCache | None) -> None:
+        self.engine = engine
+        n = len(prompts)
+        if prefix is None:
+            self.cache = DynamicCache()
+        else:
+            self.cache = DynamicCache(
+                [(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1)) for layer in prefix.layers]
+            )
+        logits, self.positions, self.real = engine._prefill(prompts, 1, self.cache)
+        self.logits = logits[:, 0]
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.positions.device)
+        self.path: NDArray[np.int64] | None = None  # [live beams, steps]: the slots of each beam and its ancestors
+
+    def step(self, owner: Ints, token: Ints, parent: Ints) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """Feed the live beams. Gives logits [rows, vocabulary] and the row of each beam."""
+        index = self.engine._index
+        n, used = self.positions.shape
+        column = np.arange(len(owner)) - np.searchsorted(owner, owner)  # the beam's place among those of its prompt
+        width = int(column.max()) + 1
+        slot = (used + column)[:, None]
+        self.path = slot if self.path is None else np.concatenate([self.path[parent], slot], axis=1)
+        depth = self.path.shape[1]
+
+        device = self.positions.device
+        inputs = torch.zeros((n, width), dtype=torch.long, device=device)
+        inputs[index(owner), index(column)] = index(token)
+        queries = (self.lengths + depth - 1)[:, None].expand(n, width)
+        self.positions = torch.cat([self.positions, queries], dim=1)
+        self.real = torch.cat([self.real, torch.zeros((n, width), dtype=torch.bool, device=device)], dim=1)
+        visible = self.real[:, None, :].repeat(1, width, 1)  # prompts only: slots of beams are never `real`
+        visible[index(np.repeat(owner, depth)), index(np.repeat(column, depth)), index(self.path.ravel())] = True
+        logits = self.engine._forward(
+            inputs, width, attention_mask=self.engine._mask(visible, queries, self.positions), position_ids=queries,
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        return logits.flatten(0, 1), owner.astype(np.int64) * width + column
+
+
+def _context(config: Any) -> int | None:
+    """The longest sequence of a model, or None. LongRoPE changes the frequencies of *all* positions beyond its original
+    length, so what is cached would be wrong there, and scores would depend on the neighbours in a batch."""
+    context: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *rope.values()]:
+        if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+            original = parameters.get("original_max_position_embeddings")
+            context = min(x for x in (context, original) if x is not None)
+    return context
+
+
+def _micro_batches(
+    lengths: NDArray[np.int64], budget: int, at_once: int, equal: bool = False
+) -> Iterator[NDArray[np.int64]]:
+    """Indices in batches, longest first, so that count x longest <= budget (or count = 1) and count <= at_once.
+
+    Args:
+        equal: Only rows of one length share a batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        stop = min(start + max(1, min(at_once, budget // int(longest))), len(order))
+        if equal:
+            stop = min(stop, int(np.searchsorted(-lengths[order], -longest, side="right")))
+        yield order[start:stop]
+        start = stop

@@ -1,0 +1,221 @@
+"""Item <-> identifier: the token tuple that names one item. Always a prefix-free bijection, whatever the scheme."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from genrec import semantic_ids
+from genrec.errors import ConfigError, IdentifierError
+from genrec.files import new_file, text_hash
+
+Tokens = tuple[str, ...]
+
+
+def _atomic(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: int) -> list[Tokens]:
+    """One token per item: the most accurate where data is small, and one decoding step."""
+    return [(f"<|item_{item}|>",) for item in range(n)]
+
+
+def _semantic(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: int) -> list[Tokens]:
+    """Residual k-means codes of the vectors: similar items share a prefix."""
+    if vectors is None:
+        raise ConfigError(
+            "semantic identifiers are made from vectors, and none were given. Pass vectors=, or choose "
+            'the scheme "atomic" or "random".'
+        )
+    return _spell(semantic_ids.codes(vectors, levels=levels, codes=codes, seed=seed))
+
+
+def _random(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: int) -> list[Tokens]:
+    """Distinct code tuples drawn uniformly: what semantic identifiers are to be compared with."""
+    semantic_ids.check_room(n, levels, codes)
+    numbers = np.random.default_rng(seed).choice(codes**levels, n, replace=False)
+    powers = codes ** np.arange(levels - 1, -1, -1)
+    return _spell(numbers[:, None] // powers % codes)
+
+
+SCHEMES: dict[str, Callable[[int, ArrayLike | None, int, int, int], list[Tokens]]] = {
+    "atomic": _atomic,
+    "semantic": _semantic,
+    "random": _random,
+}
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """The identifiers of a catalogue; item index = position in ``item_ids``.
+
+    Attributes:
+        scheme: How they were made.
+        item_ids: The user's own item ids, all different.
+        tokens: One non-empty tuple per item, all different, none the beginning of another.
+
+    Raises:
+        IdentifierError: The above does not hold; two offending items are named.
+    """
+
+    scheme: str
+    item_ids: list[str]
+    tokens: list[Tokens]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_ids", list(self.item_ids))
+        object.__setattr__(self, "tokens", [tuple(t) for t in self.tokens])
+        if len(self.item_ids) != len(self.tokens):
+            raise IdentifierError(
+                f"{len(self.item_ids)} items but {len(self.tokens)} identifiers. Every item needs one."
+            )
+        first: dict[str, int] = {}
+        for row, item_id in enumerate(self.item_ids):
+            if first.setdefault(item_id, row) != row:
+                raise IdentifierError(
+                    f"item id {item_id!r} stands at rows {first[item_id]} and {row} of the catalogue. "
+                    "Item ids must be all different; remove one of the two rows."
+                )
+            if not self.tokens[row] or not all(self.tokens[row]):
+                raise IdentifierError(
+                    f"item {item_id!r} (row {row}) has the identifier {self.tokens[row]!r}. "
+                    "An identifier is one or more non-empty tokens."
+                )
+        # In lexicographic order whatever begins with an identifier follows it directly.
+        order = sorted(range(len(self.tokens)), key=self.tokens.__getitem__)
+        for a, b in pairwise(order):
+            short, long = self.tokens[a], self.tokens[b]
+            if long[: len(short)] == short:
+                what = "is also that of" if len(short) == len(long) else f"begins that ({''.join(long)}) of"
+                raise IdentifierError(
+                    f"the identifier {''.join(short)} of item {self.item_ids[a]!r} {what} item "
+                    f"{self.item_ids[b]!r}. Identifiers must tell all items apart; build them again."
+                )
+
+    @classmethod
+    def build(
+        cls,
+        scheme: str,
+        item_ids: Sequence[str],
+        vectors: ArrayLike | None = None,
+        *,
+        levels: int = 3,
+        codes: int = 256,
+        seed: int = 0,
+    ) -> Identifiers:
+        """Make identifiers for a catalogue. Deterministic under ``seed``.
+
+        Args:
+            scheme: A key of ``SCHEMES``.
+            item_ids: n item ids, all different.
+            vectors: float [n, d], finite; read by "semantic" alone.
+            levels: Codes per identifier of "semantic" and "random".
+            codes: Different codes per level; codes ** levels must be at least n.
+            seed: Of k-means, or of the drawing.
+
+        Raises:
+            ConfigError: Unknown scheme, no vectors, or codes ** levels < n.
+            IdentifierError: Item ids that repeat.
+        """
+        if scheme not in SCHEMES:
+            near = difflib.get_close_matches(str(scheme), SCHEMES, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown identifier scheme {scheme!r}.{hint} There are: {', '.join(SCHEMES)}.")
+        if vectors is not None:
+            vectors = _matrix(vectors, len(item_ids))
+        return cls(scheme, list(item_ids), SCHEMES[scheme](len(item_ids), vectors, levels, codes, seed))
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The identifier tokens in a fixed order: atomic by item, codes level by level, each by number.
+
+        Only tokens that some item uses: rows without an item would take part in the softmax.
+        """
+        if self.scheme == "atomic":
+            return list(dict.fromkeys(token for tokens in self.tokens for token in tokens))
+        depth = max(map(len, self.tokens), default=0)
+        levels = [{t[level] for t in self.tokens if len(t) > level} for level in range(depth)]
+        return list(dict.fromkeys(token for level in levels for token in sorted(level, key=_by_number)))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of scheme, item ids and identifiers, in order."""
+        parts = [part for i, t in zip(self.item_ids, self.tokens, strict=True) for part in (i, str(len(t)), *t)]
+        return text_hash(self.scheme, *parts)
+
+    def token_vectors(self, vectors: ArrayLike) -> NDArray[np.float32]:
+        """What the embedding row of each identifier token is started from: the mean vector of the items that use it.
+
+        Args:
+            vectors: float [n_items, d].
+
+        Returns:
+            float32 [len(vocabulary), d], in the order of ``vocabulary``.
+        """
+        matrix = _matrix(vectors, len(self.item_ids))
+        row = {token: index for index, token in enumerate(self.vocabulary)}
+        pairs = [(row[token], item) for item, tokens in enumerate(self.tokens) for token in set(tokens)]
+        rows, items = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        share = 1.0 / np.bincount(rows, minlength=len(row))[rows]
+        mean = sparse.csr_matrix((share, (rows, items)), shape=(len(row), len(self.item_ids)))
+        return np.asarray(mean @ matrix, dtype=np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write Parquet (columns item_id, tokens; the scheme in the file's metadata), whole or not at all."""
+        table = pl.DataFrame(
+            {"item_id": self.item_ids, "tokens": [list(t) for t in self.tokens]},
+            schema={"item_id": pl.String, "tokens": pl.List(pl.String)},
+        )
+        with new_file(Path(path)) as temporary:
+            table.write_parquet(temporary, metadata={"scheme": self.scheme})
+
+    @classmethod
+    def load(cls, path: Path) -> Identifiers:
+        """Read what ``save`` wrote, and check it. Raises IdentifierError when the file is missing, foreign or wrong."""
+        path = Path(path)
+        if not path.is_file():
+            raise IdentifierError(f"there are no identifiers at {path}. Make them with `genrec ids build`.")
+        try:
+            table = pl.read_parquet(path)
+            scheme = pl.read_parquet_metadata(path).get("scheme")
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise IdentifierError(
+                f"{path} cannot be read as Parquet: {error}. Make it with `genrec ids build`."
+            ) from error
+        expected = {"item_id": pl.String(), "tokens": pl.List(pl.String)}
+        if scheme is None or dict(table.schema) != expected:
+            raise IdentifierError(
+                f"{path} is not a file of identifiers: expected the columns item_id (string) and tokens "
+                f"(list of strings) and the scheme in its metadata, found {dict(table.schema)} and "
+                f"scheme {scheme!r}. Make it with `genrec ids build`."
+            )
+        if table["item_id"].null_count() or table["tokens"].null_count() or table["tokens"].explode().null_count():
+            raise IdentifierError(f"{path} holds a missing item id or token. Make it again with `genrec ids build`.")
+        return cls(scheme, table["item_id"].to_list(), [tuple(t) for t in table["tokens"].to_list()])
+
+
+def _spell(codes: NDArray[np.integer]) -> list[Tokens]:
+    """``<|a_12|><|b_5|>``: the letter is the level."""
+    return [tuple(f"<|{chr(ord('a') + level)}_{code}|>" for level, code in enumerate(row)) for row in codes.tolist()]
+
+
+def _by_number(token: str) -> tuple[int, str]:
+    digits = re.search(r"\d+", token)
+    return (int(digits[0]) if digits else -1, token)
+
+
+def _matrix(vectors: ArrayLike, n_items: int) -> NDArray[np.float64]:
+    matrix = np.asarray(vectors, dtype=np.float64)
+    if matrix.ndim != 2 or len(matrix) != n_items:
+        raise IdentifierError(
+            f"{n_items} items need vectors of shape [{n_items}, d], found {list(matrix.shape)}. "
+            "Build the features from the same catalogue as the identifiers."
+        )
+    return matrix

@@ -1,0 +1,40 @@
+"""Progress bars with a remaining time, on standard error, so that standard output stays for results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+quiet = False  # `--quiet` on the command line sets this.
+
+
+@contextmanager
+def bar(description: str, total: float) -> Iterator[Callable[..., None]]:
+    """A bar over ``total`` steps. Yields ``advance(steps=1, note="")``. Silent when ``quiet`` or not on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(steps: float = 1, note: str = "") -> None:
+            progress.update(task, advance=steps, note=note)
+
+        yield advance
+
+
+def say(message: str) -> None:
+    """One line on standard error, unless ``quiet``."""
+    if not quiet:
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print(message, markup=False)

@@ -1,0 +1,169 @@
+"""The guided first run: MovieLens-100K from download to recommendations, one stage after another.
+
+It calls nothing that a user could not call, and what is done already is reused when nothing it was made from changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genrec import base, batch, evaluation, files, progress, readers, training
+from genrec.adapter import Adapter
+from genrec.config import as_table, load_recipe, load_spec
+from genrec.dataset import Dataset
+from genrec.errors import ConfigError, GenrecError
+from genrec.prompts import Prompt
+from genrec.recommender import Recommender
+
+NAME = "movielens-100k"
+_SHOWN_USERS = ("1", "42", "543")
+
+
+@dataclass
+class Result:
+    """What the quickstart made: seconds per stage, which stages were reused, the report, and examples by title."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[Path] = field(default_factory=list)
+    batch: batch.Summary | None = None
+
+
+def template() -> Path:
+    """The workspace that genrec ships: inside the wheel, or the repository root of an editable install."""
+    package = Path(__file__).parent
+    shipped = package / "_workspace"
+    return shipped if shipped.is_dir() else package.parent
+
+
+def init(folder: str | Path) -> list[Path]:
+    """Make a workspace: copy the shipped prompts, recipes and specs to ``folder``; what is there already stays.
+
+    Returns:
+        The files that were written.
+    """
+    written = []
+    for pattern in ("prompts/*.jinja", "adapters/*.toml", "eval/*.toml"):
+        for source in sorted(template().glob(pattern)):
+            target = Path(folder) / source.relative_to(template())
+            if not target.exists():
+                with files.new_file(target) as temporary:
+                    shutil.copyfile(source, temporary)
+                written.append(target)
+    return written
+
+
+def is_current(recipe_path: Path) -> bool:
+    """Whether the adapter of a recipe is there, whole, and made from this recipe, data, prompts and base."""
+    workspace = recipe_path.absolute().parent.parent
+    try:
+        adapter = Adapter.load(recipe_path.with_suffix(""))
+        recipe = load_recipe(recipe_path)
+        data = Dataset.load(workspace / recipe.data)
+        found_base = base.find(recipe.base, workspace).hash
+        prompts = {prompt.name: prompt.hash for prompt in (Prompt.load(workspace / t.prompt) for t in recipe.tasks)}
+    except GenrecError:
+        return False
+    told = adapter.manifest
+    return (
+        told["recipe"] == json.loads(json.dumps(as_table(recipe)))
+        and told["data"]["hash"] == data.hash
+        and told["base"]["hash"] == found_base
+        and {name: prompt.hash for name, prompt in adapter.prompts.items()} == prompts
+    )
+
+
+def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
+    """Fetch, import, make a base, pretrain, LoRA-tune, evaluate, recommend for everybody.
+
+    Args:
+        workspace: Where ``prompts/``, ``adapters/`` and ``eval/`` are; missing shipped files are copied there.
+        cache: Where the download is kept; ``data/cache`` of the workspace where it is not given.
+
+    Raises:
+        GenrecError: A stage failed; the stages before it are done and are reused when it is run again.
+    """
+    root = Path(workspace)
+    init(root)
+    result = Result()
+
+    @contextmanager
+    def stage(name: str, title: str) -> Iterator[Callable[[], None]]:
+        progress.say(f"[{len(result.seconds) + 1}/6] {title}")
+        began = time.perf_counter()
+
+        def reuse() -> None:
+            result.reused.append(name)
+            progress.say("      done already, reused")
+
+        yield reuse
+        result.seconds[name] = time.perf_counter() - began
+
+    recipes = {name: root / "adapters" / f"{name}.toml" for name in (f"{NAME}-base", NAME)}
+    folder = root / "data" / NAME
+    with stage("data", "MovieLens-100K: fetch and import") as reuse:
+        if (folder / "manifest.json").exists():
+            data = Dataset.load(folder)
+            reuse()
+        else:
+            raw = readers.fetch(NAME, cache or root / "data" / "cache")
+            data = readers.import_files([raw], format=NAME, name=NAME)
+            data.save(folder)
+    small = root / load_recipe(recipes[f"{NAME}-base"]).base
+    with stage("base", "a small base with random weights, its tokenizer trained on the titles") as reuse:
+        if small.exists():
+            reuse()
+        else:
+            base.create(data.items["title"].to_list(), small)
+    for name, title in (
+        (f"{NAME}-base", "pretrain the base on walks, histories and titles"),
+        (NAME, "LoRA-tune it on the prompts of prompts/"),
+    ):
+        with stage(name, title) as reuse:
+            if is_current(recipes[name]):
+                reuse()
+            else:
+                training.train(recipes[name], data, overwrite=True)
+        result.curves.append(recipes[name].with_suffix("") / "learning_curve.png")
+    spec_path = root / "eval" / f"{NAME}.toml"
+    saved = root / "eval" / "results" / f"{NAME}.json"
+    with stage("evaluation", "leave-one-out evaluation beside the baselines") as reuse:
+        told = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
+        if told.get("spec") == json.loads(json.dumps(as_table(load_spec(spec_path)))) and {*recipes} <= {*result.reused}:
+            reuse()
+        else:
+            evaluation.evaluate(spec_path, data).save(saved.parent)
+            told = json.loads(saved.read_text(encoding="utf-8"))
+        result.report = told
+    with stage("batch", "recommendations for all users, to Parquet") as reuse:
+        recommender = Recommender.load(root / "adapters" / NAME)
+        out = root / "recommendations" / NAME
+        try:
+            result.batch = batch.run_batch(recommender, data.history_frame(), out, k=10)
+        except ConfigError:  # Of an adapter that was trained again since: these are quickstart's own files.
+            shutil.rmtree(out)
+            result.batch = batch.run_batch(recommender, data.history_frame(), out, k=10)
+        if result.batch.shards_reused == result.batch.shards:
+            reuse()
+    titles = data.items["title"].to_list()
+    for user in _SHOWN_USERS:
+        history = data.histories[data.user_ids.index(user)]
+        found = recommender.recommend([[data.item_ids[item] for item in history]], k=5)[0]
+        result.examples.append(
+            {
+                "user_id": user,
+                "events": len(history),
+                "history": [titles[item] for item in history[-5:]],
+                "recommended": [item.title for item in found],
+            }
+        )
+    return result

@@ -1,0 +1,388 @@
+"""Strings to token ids, the only place: frames, heads, item fragments, sequence prompts, questions, training rows.
+
+What comes from data, what comes from a prompt file and what is an identifier are encoded apart, so that no text can
+spell a control or identifier token, and what is trained is token for token what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from genrec.errors import IdentifierError, PromptError
+from genrec.identifiers import Identifiers
+from genrec.prompts import ItemRef, Prompt, Segment
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+IGNORE = -100  # The label of a token that carries no loss.
+_SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Token ids of the chat template around the blocks of a prompt, as rendered once.
+
+    A prompt reads ``before_system``, system, ``before_user``, user, ``before_answer``, answer, ``after_answer``.
+    ``before_user`` follows the system block directly; a prompt without one has an empty ``before_system``.
+    """
+
+    before_system: list[int]
+    before_user: list[int]
+    before_answer: list[int]
+    after_answer: list[int]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens of one origin (``frame``, ``template``, ``data``, ``identifier``) and the text it stands for."""
+
+    kind: str
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training row. ``labels`` is ``ids`` where there is loss and ``IGNORE`` elsewhere; both int32 [tokens]."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer's backend that knows no added token, truncates and pads nothing, adds no begin or end.
+
+    What it encodes is text and nothing else, whatever the text spells.
+    """
+    import json
+
+    from tokenizers import Tokenizer
+
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(backend))
+
+
+def add_identifier_tokens(tokenizer: PreTrainedTokenizerFast, identifiers: Identifiers) -> None:
+    """Add the identifier tokens to ``tokenizer``, special and not normalised; those that it has already stay.
+
+    Raises:
+        IdentifierError: A token of the base's own vocabulary is spelled like an identifier token.
+    """
+    from tokenizers import AddedToken
+
+    known = tokenizer.get_added_vocab()
+    own = set(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
+    clash = next((token for token in identifiers.vocabulary if token in own and token not in known), None)
+    if clash is not None:
+        raise IdentifierError(f"the base's own vocabulary holds {clash!r}, which names an item here. Rename the token.")
+    new = [token for token in identifiers.vocabulary if token not in known]
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True)
+
+
+def make_frame(tokenizer: PreTrainedTokenizerFast, *, system: bool) -> Frame:
+    """Render the tokenizer's chat template around placeholders and encode what stands between them.
+
+    A template that refuses the system role gets the system block at the beginning of the user's message. A tokenizer
+    without a chat template gets its begin token (if it has one) and line breaks.
+
+    Raises:
+        PromptError: The chat template drops or repeats a message.
+    """
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if tokenizer.chat_template is None:
+        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return Frame(begin if system else [], encode("\n") if system else begin, encode("\n"), end)
+
+    def render(messages: list[dict[str, str]], header: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header))
+
+    asked = [{"role": "system", "content": _SYSTEM}] if system else []
+    asked = [*asked, {"role": "user", "content": _USER}]
+    try:
+        text = render(asked, True)
+    except Exception as error:  # Templates raise jinja2's TemplateError, or whatever their author chose.
+        if not system:
+            raise PromptError(f"the base's chat template cannot be rendered: {error}") from error
+        asked = [{"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}]
+        text = render(asked, True)
+    closed = render([*asked, {"role": "assistant", "content": _ANSWER}], False)
+    marks = [_SYSTEM, _USER] if system else [_USER]
+    if any(text.count(mark) != 1 for mark in marks) or closed.count(_ANSWER) != 1:
+        raise PromptError("the base's chat template drops or repeats a message, so no prompt can be built on it.")
+    before_system = ""
+    if system:
+        before_system, text = text.split(_SYSTEM)
+    before_user, before_answer = text.split(_USER)
+    after_answer = closed.split(_ANSWER)[1]
+    return Frame(*(encode(part) for part in (before_system, before_user, before_answer, after_answer)))
+
+
+def kept_from(lengths: Sequence[int] | np.ndarray, budget: int) -> int:
+    """Index of the oldest event that is kept when events of these token ``lengths`` are cut to ``budget`` tokens.
+
+    Whole events only, oldest cut first; ``len(lengths)`` where not even the newest fits.
+    """
+    total = np.cumsum(np.asarray(lengths, dtype=np.int64)[::-1])
+    return len(total) - int(np.searchsorted(total, budget, side="right"))
+
+
+class Tokenization:
+    """A tokenizer with identifier tokens, and a catalogue: what turns histories and items into token ids.
+
+    Args:
+        tokenizer: With the identifier tokens added (``add_identifier_tokens``).
+        identifiers: The identifiers of the items of ``items``, in the same order.
+        items: The catalogue; its columns are what prompts may read.
+        max_length: Tokens of a prompt together with its answer, at most.
+        frames: Name of a prompt -> its stored frame; prompts that are not in it are framed by the tokenizer.
+
+    Attributes:
+        tokens: int32 [items, longest identifier], token ids of each item's identifier, padded with -1.
+        lengths: int32 [items], tokens of each identifier.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        identifiers: Identifiers,
+        items: pl.DataFrame,
+        *,
+        max_length: int,
+        frames: Mapping[str, Frame] | None = None,
+    ) -> None:
+        if list(identifiers.item_ids) != items["item_id"].to_list():
+            raise IdentifierError("identifiers and catalogue list different items, or the same in another order.")
+        self.tokenizer = tokenizer
+        self.identifiers = identifiers
+        self.items = items
+        self.max_length = max_length
+        self.frames: dict[str, Frame] = dict(frames or {})
+        vocabulary = tokenizer.get_vocab()
+        missing = next((token for token in identifiers.vocabulary if token not in vocabulary), None)
+        if missing is not None:
+            raise IdentifierError(f"the tokenizer does not know the identifier token {missing!r}.")
+        self.lengths = np.array([len(tokens) for tokens in identifiers.tokens], dtype=np.int32)
+        self.tokens = np.full((len(items), int(self.lengths.max(initial=1))), -1, dtype=np.int32)
+        for index, tokens in enumerate(identifiers.tokens):
+            self.tokens[index, : len(tokens)] = [vocabulary[token] for token in tokens]
+        self._plain = plain_tokenizer(tokenizer)
+        added = {index for token, index in tokenizer.get_added_vocab().items()}
+        self._forbidden = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        self._fragments: dict[str, list[np.ndarray | None]] = {}
+        self._heads: dict[str, np.ndarray] = {}
+
+    def identifier(self, item: int) -> np.ndarray:
+        """int32 token ids of one item's identifier."""
+        return self.tokens[item, : self.lengths[item]]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text: never a control or identifier token, whatever the text spells."""
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if self._forbidden.isdisjoint(ids):
+            return list(ids)
+        # A vocabulary that holds its control tokens as ordinary pieces (SentencePiece does) finds them in text.
+        single = (self._plain.encode(character, add_special_tokens=False).ids for character in text)
+        return [index for ids in single for index in ids if index not in self._forbidden]
+
+    def frame(self, prompt: Prompt) -> Frame:
+        """The frame of a prompt: the stored one, or rendered now and kept."""
+        if prompt.name not in self.frames:
+            self.frames[prompt.name] = make_frame(self.tokenizer, system="system" in prompt.blocks)
+        return self.frames[prompt.name]
+
+    def frames_table(self) -> dict[str, dict[str, list[int]]]:
+        """All frames rendered so far as plain lists, for ``frames.json``."""
+        return {name: asdict(frame) for name, frame in sorted(self.frames.items())}
+
+    def item(self, index: int) -> dict[str, Any]:
+        """What a prompt may read of an item: its columns, and ``identifier``."""
+        return {**self.items.row(index, named=True), "identifier": ItemRef(index)}
+
+    def _spans(self, segments: Sequence[Segment]) -> list[Span]:
+        spans = []
+        for segment in segments:
+            if segment.kind == "identifier":
+                text = "".join(self.identifiers.tokens[segment.item])
+                spans.append(Span("identifier", text, self.identifier(segment.item).tolist()))
+            else:
+                spans.append(Span(segment.kind, segment.text, self.encode(segment.text)))
+        return spans
+
+    def _block(self, prompt: Prompt, block: str, variables: Mapping[str, Any]) -> list[Span]:
+        return self._spans(prompt.render(block, **variables)) if block in prompt.blocks else []
+
+    def _frame_span(self, ids: list[int]) -> list[Span]:
+        return [Span("frame", self.tokenizer.decode(ids), ids)] if ids else []
+
+    def head(self, prompt: Prompt, user: Mapping[str, Any] | None = None, **variables: Any) -> list[Span]:
+        """Everything before the history or the answer: frame, system and user blocks, up to the assistant's header.
+
+        Columns of ``user`` that the prompt reads and that are not given are None, which a prompt renders as no text.
+        """
+        frame = self.frame(prompt)
+        variables["user"] = {column: None for column in prompt.reads.get("user", ())} | dict(user or {})
+        return [
+            *self._frame_span(frame.before_system),
+            *self._block(prompt, "system", variables),
+            *self._frame_span(frame.before_user),
+            *self._block(prompt, "user", variables),
+            *self._frame_span(frame.before_answer),
+        ]
+
+    def head_ids(self, prompt: Prompt, user: Mapping[str, Any] | None = None) -> np.ndarray:
+        """int32 token ids of the head of a sequence prompt, encoded once for a prompt that reads no user.
+
+        Raises:
+            PromptError: The head leaves no room for an identifier.
+        """
+        fixed = not prompt.reads.get("user")
+        if fixed and prompt.hash in self._heads:
+            return self._heads[prompt.hash]
+        ids = _ids(self.head(prompt, user))
+        if len(ids) + self.tokens.shape[1] > self.max_length:
+            raise PromptError(
+                f"prompt {prompt.name}: its head takes {len(ids)} tokens, and max_length is {self.max_length}, which "
+                "leaves no room for an item. Shorten the head or raise max_length."
+            )
+        if fixed:
+            self._heads[prompt.hash] = ids
+        return ids
+
+    def fragment_spans(self, prompt: Prompt, item: int) -> list[Span]:
+        """One event of a sequence prompt: the item's identifier, then whatever its block ``item`` adds."""
+        return self._spans(prompt.render("item", item=self.item(item)))
+
+    def fragment(self, prompt: Prompt, item: int) -> np.ndarray:
+        """int32 token ids of one event, encoded once per item."""
+        fragments = self._fragments.setdefault(prompt.hash, [None] * len(self.items))
+        found = fragments[item]
+        if found is None:
+            found = fragments[item] = _ids(self.fragment_spans(prompt, item))
+        return found
+
+    def fragment_lengths(self, prompt: Prompt, history: np.ndarray) -> np.ndarray:
+        """int64 [events]: tokens of each event of a history."""
+        return np.array([len(self.fragment(prompt, int(item))) for item in history], dtype=np.int64)
+
+    def history_budget(self, head: np.ndarray) -> int:
+        """Tokens left for the history between a head and the longest identifier."""
+        return self.max_length - len(head) - self.tokens.shape[1]
+
+    def sequence(self, prompt: Prompt, history: np.ndarray, user: Mapping[str, Any] | None = None) -> np.ndarray:
+        """The inference prompt of a sequence prompt: head, then as much of the newest history as fits. int32 [tokens].
+
+        Args:
+            prompt: A sequence prompt.
+            history: int [events], item indices, oldest first; may be empty.
+            user: Columns of the users table that the head may read.
+        """
+        head = self.head_ids(prompt, user)
+        budget = self.history_budget(head)
+        newest = np.asarray(history)[-max(budget, 1) :]  # An event has a token at least; spares looking at the rest.
+        start = kept_from(self.fragment_lengths(prompt, newest), budget)
+        return np.concatenate([head, *(self.fragment(prompt, int(item)) for item in newest[start:])]).astype(np.int32)
+
+    def sequence_row(
+        self, prompt: Prompt, window: np.ndarray, *, user: Mapping[str, Any] | None = None, context: int = 0
+    ) -> Row:
+        """The training row of a sequence prompt: the loss lies on every identifier from event ``context`` on.
+
+        The row before the identifier of event j is the inference prompt of the events before j. The last event is its
+        identifier alone, since nothing after it is predicted.
+        """
+        head = self.head_ids(prompt, user)
+        parts, labels = [head], [np.full(len(head), IGNORE, dtype=np.int32)]
+        for position, item in enumerate(window):
+            last = position == len(window) - 1
+            part = self.identifier(int(item)) if last else self.fragment(prompt, int(item))
+            label = np.full(len(part), IGNORE, dtype=np.int32)
+            if position >= context:
+                width = self.lengths[item]
+                label[:width] = part[:width]
+            parts.append(part)
+            labels.append(label)
+        return Row(np.concatenate(parts).astype(np.int32), np.concatenate(labels))
+
+    def question(
+        self,
+        prompt: Prompt,
+        item: int,
+        *,
+        history: Sequence[int] | np.ndarray = (),
+        user: Mapping[str, Any] | None = None,
+    ) -> tuple[list[Span], list[Span]]:
+        """Spans of a question prompt: everything up to the assistant's header, and the answer.
+
+        The oldest events of the history are left out, whole, until question and answer fit ``max_length``. An answer
+        that is not one whole identifier ends with the chat template's end of turn, which the model learns to write
+        too; an identifier ends by itself.
+
+        Args:
+            prompt: A question prompt.
+            item: Index of the item that the question is about, or that came next.
+            history: int [events], item indices, oldest first.
+            user: Columns of the users table that the prompt may read.
+
+        Raises:
+            PromptError: Question and answer are longer than ``max_length`` even without a history.
+        """
+        about = self.item(item)
+        answer = self._block(prompt, "assistant", {"item": about})
+        if [span.kind for span in answer] != ["identifier"]:
+            answer = [*answer, *self._frame_span(self.frame(prompt).after_answer)]
+        budget = self.max_length - sum(len(span.ids) for span in answer)
+        if prompt.subject != "history":
+            question = self.head(prompt, user, item=about)
+        else:
+            events = [self.item(int(event)) for event in history]
+
+            def newest(count: int) -> list[Span]:
+                return self.head(prompt, user, item=about, history=events[len(events) - count :])
+
+            # The question grows with its history, so the most events that fit are found by bisection.
+            kept, above = 0, len(events) + 1
+            while above - kept > 1:
+                middle = (kept + above) // 2
+                kept, above = (middle, above) if _size(newest(middle)) <= budget else (kept, middle)
+            question = newest(kept)
+        if _size(question) > budget:
+            raise PromptError(
+                f"prompt {prompt.name}, item {about['item_id']!r}: question and answer take "
+                f"{_size(question) + _size(answer)} tokens, and max_length is {self.max_length}. Raise max_length, or "
+                "shorten the text: {{ item.title | truncate(200) }}."
+            )
+        return question, answer
+
+    def question_row(
+        self,
+        prompt: Prompt,
+        item: int,
+        *,
+        history: Sequence[int] | np.ndarray = (),
+        user: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """The training row of a question prompt: the loss lies on the answer. Arguments and errors of ``question``."""
+        question, answer = self.question(prompt, item, history=history, user=user)
+        asked, answered = _ids(question), _ids(answer)
+        labels = np.concatenate([np.full(len(asked), IGNORE, dtype=np.int32), answered])
+        return Row(np.concatenate([asked, answered]), labels)
+
+
+def _size(spans: Sequence[Span]) -> int:
+    return sum(len(span.ids) for span in spans)
+
+
+def _ids(spans: Sequence[Span]) -> np.ndarray:
+    return np.array([index for span in spans for index in span.ids], dtype=np.int32)

@@ -1,0 +1,499 @@
+"""Training: a recipe and a data set in, an adapter folder out. The only module that imports TRL.
+
+Rows come from histories (cut into windows of whole items), from walks over textual neighbours, and from question
+prompts about items and histories. The weights that are kept are those of the best NDCG@10 on validation cases, by the
+same constrained decoding that recommends.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from trl import SFTConfig, SFTTrainer
+
+from genrec import adapter as adapters
+from genrec import base as bases
+from genrec import features, metrics, progress
+from genrec.config import Recipe, as_table, load_recipe, suggestion, workspace_of
+from genrec.curriculum import Rows, plan
+from genrec.dataset import Cases, Dataset, Split
+from genrec.decoding import Trie
+from genrec.engines.local import LocalEngine
+from genrec.errors import ConfigError, GenrecError, LeakError, PromptError, StorageError
+from genrec.identifiers import Identifiers
+from genrec.prompts import Prompt
+from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
+
+VALIDATION_BEAMS = 20
+_OWN_TRAINING_KEYS = {  # Keys of SFTConfig that genrec decides, and where to say it instead.
+    "output_dir": "the adapter's folder follows from the recipe's name",
+    "max_length": "write max_length at the top level of the recipe",
+    "seed": "write seed at the top level of the recipe",
+    "packing": "rows hold whole windows of a history already",
+    "dataset_kwargs": "rows are tokenised by genrec",
+    "remove_unused_columns": "rows are tokenised by genrec",
+    "eval_strategy": "see [validation]",
+    "save_strategy": "the best weights by validation are kept",
+    "report_to": "the learning curve is written to the adapter's folder",
+}
+_TRAINING_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_steps": 0.05,
+    "lr_scheduler_type": "cosine",
+    "gradient_checkpointing": False,
+    "bf16": False,
+}
+_LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+# The model
+
+
+def start_rows(model: transformers.PreTrainedModel, ids: torch.Tensor, vectors: np.ndarray | None, seed: int) -> None:
+    """Set the embedding rows of new tokens, in the scale of the rows that are there.
+
+    With ``vectors`` (float32 [tokens, d]) a row is their random projection (Johnson-Lindenstrauss: near vectors make
+    near rows) plus a tenth of noise, which tells equal vectors apart; a token with a zero vector, or without
+    ``vectors``, starts random.
+    """
+    rng = np.random.default_rng([seed, 2])
+    weight = model.get_input_embeddings().weight
+    old = weight[: int(ids.min())] if int(ids.min()) > 0 else weight
+    scale = float(old.detach().float().std())
+    noise = rng.standard_normal((len(ids), weight.shape[1]))
+    values = noise
+    if vectors is not None:
+        projected = vectors @ rng.standard_normal((vectors.shape[1], weight.shape[1]))
+        norm = np.sqrt(np.mean(projected**2, axis=1, keepdims=True))
+        known = norm[:, 0] > 0
+        values = np.where(known[:, None], projected / np.where(norm > 0, norm, 1) + 0.1 * noise, noise)
+    rows = torch.tensor(scale * values, dtype=torch.float32)
+    adapters.set_rows(model, ids, {"input": rows, "output": rows})
+
+
+@contextmanager
+def dropout(model: torch.nn.Module, p: float) -> Iterator[None]:
+    """Dropout on the embeddings, the attention weights and the output of every attention and MLP block.
+
+    Works on any architecture whose blocks call theirs ``self_attn``/``attn`` and ``mlp``; active in training mode only.
+    """
+    if p == 0:
+        yield
+        return
+
+    def drop(module: torch.nn.Module, _: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (torch.nn.functional.dropout(output[0], p, module.training), *output[1:])
+        return torch.nn.functional.dropout(output, p, module.training)
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    handles = [inner.get_input_embeddings().register_forward_hook(drop)]
+    before: list[tuple[Any, float]] = []
+    for name, module in inner.named_modules():
+        if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp"):
+            handles.append(module.register_forward_hook(drop))
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                before.append((module, module.attention_dropout))
+                module.attention_dropout = p
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, value in before:
+            module.attention_dropout = value
+
+
+class _Trainer(SFTTrainer):
+    """TRL's trainer with rows in the plan's order and the LM head applied to labelled positions only.
+
+    TRL computes every position's logits in chunks with entropy and accuracy, which costs small models with large
+    vocabularies more than the rest of the step; the loss is the same (a test holds it equal).
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        labels = inputs.pop("labels")[:, 1:]
+        mask = labels != IGNORE
+        inner = self.accelerator.unwrap_model(model)
+        inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+        def labelled(_: torch.nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (arguments[0][:, :-1][mask][None],)
+
+        handle = inner.get_output_embeddings().register_forward_pre_hook(labelled)
+        try:
+            logits = model(**inputs, use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        loss = torch.nn.functional.cross_entropy(
+            logits.float(), labels[mask].long(), reduction="sum", label_smoothing=self.args.label_smoothing_factor
+        )
+        count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
+        return loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+
+
+# Validation
+
+
+class _Watch(transformers.TrainerCallback):
+    """Evaluates on validation cases, keeps the best weights in memory, draws the bar, stops early."""
+
+    def __init__(self, evaluate: Any, model: torch.nn.Module, every: int, patience: int, advance: Any) -> None:
+        self.evaluate, self.model, self.every, self.patience, self.advance = evaluate, model, every, patience, advance
+        self.curve: list[dict[str, float]] = []
+        self.losses: list[tuple[int, float]] = []
+        self.best: dict[str, Any] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+        self.began = time.perf_counter()
+
+    def look(self, step: int, epoch: float) -> None:
+        found = self.evaluate()
+        self.curve.append(
+            {"step": step, "epoch": round(epoch, 3), "seconds": round(time.perf_counter() - self.began, 1), **found}
+        )
+        if not self.best or found["ndcg@10"] > self.best["ndcg@10"]:
+            self.best = self.curve[-1]
+            trained = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
+            self.weights = {name: value.detach().cpu().clone() for name, value in trained}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.look(0, 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps
+        if state.global_step % self.every == 0 or last:
+            self.look(state.global_step, state.epoch or 0.0)
+            behind = len(self.curve) - 1 - self.curve.index(self.best)
+            if self.patience and behind >= self.patience:
+                control.should_training_stop = True
+        self.advance(1, note=f"NDCG@10 {self.curve[-1]['ndcg@10']:.4f} (best {self.best['ndcg@10']:.4f})")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise GenrecError(
+                    f"the loss became {logs['loss']} at step {state.global_step}. Nothing was written. "
+                    "Lower training.learning_rate (a tenth of it is a good next try) or lengthen warmup_steps."
+                )
+            self.losses.append((state.global_step, float(logs["loss"])))
+
+    def keep_best(self) -> None:
+        """Put the best weights back into the model."""
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                parameters[name].copy_(value)
+
+
+def curve_picture(curve: Sequence[Mapping[str, float]], losses: Sequence[tuple[int, float]]) -> bytes:
+    """The learning curve as a PNG: training loss, and NDCG@10 and recall@10 on validation cases, by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot([step for step, _ in losses], [loss for _, loss in losses], color="#555555")
+    left.set(title="training loss", xlabel="step", ylabel="cross-entropy per identifier token")
+    steps = [point["step"] for point in curve]
+    right.plot(steps, [point["ndcg@10"] for point in curve], marker="o", markersize=3, label="NDCG@10")
+    right.plot(steps, [point["recall@10"] for point in curve], marker="o", markersize=3, label="recall@10")
+    best = max(curve, key=lambda point: point["ndcg@10"])
+    right.axvline(best["step"], color="#999999", linestyle=":", label=f"kept (step {best['step']:.0f})")
+    right.set(title="validation, full ranking", xlabel="step", ylim=(0, None))
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
+    return target.getvalue()
+
+
+# The run
+
+
+def _checked(given: Mapping[str, Any], config: type, own: Mapping[str, str], table: str) -> dict[str, Any]:
+    known = {item.name for item in fields(config)}
+    for key in given:
+        if key in own:
+            raise ConfigError(f"recipe: {table}.{key} is not yours to set: {own[key]}.")
+        if key not in known:
+            raise ConfigError(f"recipe: unknown key {table}.{key}. {suggestion(key, known - set(own))}")
+    return dict(given)
+
+
+def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
+    given = {**_TRAINING_DEFAULTS, **_checked(recipe.training, SFTConfig, _OWN_TRAINING_KEYS, "training")}
+    given["num_train_epochs"] = 1  # The plan holds all epochs.
+    try:
+        return SFTConfig(
+            output_dir=output,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            remove_unused_columns=False,
+            train_sampling_strategy="sequential",
+            save_strategy="no",
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=recipe.seed,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **{"logging_steps": 20, **given},
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"recipe: [training] was refused: {error}") from error
+
+
+def _with_lora(model: transformers.PreTrainedModel, recipe: Recipe, ids: torch.Tensor) -> PeftModel:
+    """LoRA on the blocks, and of the embedding (and an untied head) the identifier rows alone."""
+    given = _checked(recipe.lora, LoraConfig, {"trainable_token_indices": "the identifier rows are trained"}, "lora")
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    layers = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    trained = {names[id(layer)]: ids.tolist() for layer in layers}
+    try:
+        config = LoraConfig(**{**_LORA_DEFAULTS, **given}, trainable_token_indices=trained)
+        result = get_peft_model(model, config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"recipe: [lora] was refused: {error}") from error
+    head = model.get_output_embeddings()
+    if getattr(head, "token_adapter", None) is not None:
+        head.bias = None  # TRL reads the attribute, and PEFT's wrapper of a tied head lacks it.
+    return result
+
+
+def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
+    loaded = [Prompt.load(workspace / task.prompt) for task in recipe.tasks]
+    for task, prompt in zip(recipe.tasks, loaded, strict=True):
+        users = None if data.users is None else data.users.columns
+        problems = prompt.check(item_columns=data.items.columns, user_columns=users)
+        if problems:
+            first = problems[0]
+            raise PromptError(f"{task.prompt}:{first.line}:{first.column}: {first.message} {first.fix}")
+    names = [prompt.name for prompt in loaded]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"recipe: tasks name two prompts alike: {names}. Rename a file.")
+    if not any(prompt.kind == "sequence" for prompt in loaded):
+        raise ConfigError("recipe: no task is a sequence prompt, so the adapter could not recommend. Add next_item.")
+    return loaded
+
+
+def identify(
+    recipe: Recipe, base: bases.Base, data: Dataset, split: Split, vectors: np.ndarray
+) -> tuple[Identifiers, bool]:
+    """The identifiers to train with: those that the base brings, or new ones; and whether they are inherited.
+
+    Raises:
+        ConfigError: The recipe asks for other identifiers than the base has, or the base's are of other items.
+        LeakError: The base was trained on other interactions than this split's training part.
+    """
+    brought = base.folder / "identifiers.parquet"
+    if brought.exists():
+        told_base = json.loads((base.folder / "genrec.json").read_text(encoding="utf-8"))
+        if told_base["fitted_on"] != split.train_hash:
+            raise LeakError(
+                f"base {base.name} was trained on other interactions ({told_base['fitted_on'][:16]}) than this "
+                f"recipe's training split ({split.train_hash[:16]}), so it may have seen what is to be predicted. "
+                "Train it again with the same data, split, ties and seed."
+            )
+        found = Identifiers.load(brought)
+        if list(found.item_ids) != data.item_ids:
+            raise ConfigError(
+                f"base {base.name} has identifiers for {len(found.item_ids)} items, and they are not the "
+                f"{len(data.item_ids)} items of {recipe.data}, in that order. Train a base on this data first."
+            )
+        if recipe.identifiers is not None and recipe.identifiers.scheme != found.scheme:
+            raise ConfigError(
+                f"recipe: identifiers.scheme is {recipe.identifiers.scheme!r}, and base {base.name} brings "
+                f"{found.scheme!r}. Remove [identifiers] to inherit them."
+            )
+        return found, True
+    told = recipe.identifiers or Recipe.__dataclass_fields__["identifiers"].default
+    scheme, levels, codes = ("atomic", 3, 256) if told is None else (told.scheme, told.levels, told.codes)
+    made = Identifiers.build(scheme, data.item_ids, vectors, levels=levels, codes=codes, seed=recipe.seed)
+    return made, False
+
+
+def _sample(cases: Cases, count: int, seed: int) -> np.ndarray:
+    chosen = np.arange(len(cases))
+    if 0 < count < len(chosen):
+        chosen = np.sort(np.random.default_rng([seed, 3]).choice(chosen, count, replace=False))
+    return chosen
+
+
+def _steps_per_epoch(table: np.ndarray, config: SFTConfig) -> float:
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return math.ceil(len(table) / batch) / (int(table[-1, 0]) + 1)
+
+
+def train(
+    recipe: str | Path | Recipe,
+    data: Dataset | None = None,
+    *,
+    name: str | None = None,
+    workspace: str | Path | None = None,
+    assignments: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Train as a recipe says and write ``adapters/NAME``.
+
+    Args:
+        recipe: A recipe file, or a ``Recipe`` (then ``name`` is needed).
+        data: The data set; read from the recipe's ``data`` folder where it is not given.
+        name: Of the adapter; the recipe file's name where it is not given.
+        workspace: What relative paths are relative to; the folder above the recipe's where it is not given.
+        assignments: ``key=value`` changes to a recipe file.
+        overwrite: Replace an adapter that is there.
+
+    Returns:
+        The adapter's folder.
+
+    Raises:
+        ConfigError, DataError, PromptError, AdapterError: See their messages. Nothing is written.
+    """
+    if isinstance(recipe, Recipe):
+        if name is None:
+            raise ConfigError("train: a Recipe has no file name, so name= must say what to call the adapter.")
+        root = Path(workspace or Path.cwd())
+    else:
+        path = Path(recipe)
+        recipe = load_recipe(path, assignments)
+        name, root = name or path.stem, Path(workspace or workspace_of(path))
+    out = root / "adapters" / name
+    if out.exists() and not overwrite:
+        raise StorageError(f"{out} exists already. Pass --overwrite to replace it once training is done.")
+    data = data or Dataset.load(root / recipe.data)
+    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.seed)
+    split.check()
+    base = bases.find(recipe.base, root)
+    prompts = _prompts(recipe, root, data)
+    transformers.set_seed(recipe.seed)
+
+    vectors = features.item_vectors(data.items, split.train, dimensions=recipe.features, seed=recipe.seed)
+    identifiers, inherited = identify(recipe, base, data, split, vectors.vectors)
+    tokenizer = base.tokenizer()
+    add_identifier_tokens(tokenizer, identifiers)
+    tokenization = Tokenization(tokenizer, identifiers, data.items, max_length=recipe.max_length)
+    leader = next(prompt for prompt in prompts if prompt.kind == "sequence")
+
+    model = base.model(getattr(torch, recipe.dtype))
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and recipe.max_length > context:
+        raise ConfigError(f"recipe: max_length is {recipe.max_length}, and base {base.name} reads {context} tokens.")
+    ids = adapters.identifier_ids(tokenization)
+    adapters.resize(model, len(tokenizer))
+    if not inherited:
+        started = identifiers.token_vectors(vectors.vectors) if recipe.rows == "features" else None
+        start_rows(model, ids, started, recipe.seed)
+
+    neighbours = None
+    if recipe.walks.share > 0 or recipe.walks.alone > 0:
+        neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = _sft_config(recipe, scratch)
+        epochs = int(recipe.training.get("num_train_epochs", _TRAINING_DEFAULTS["num_train_epochs"]))
+        made = plan(
+            recipe, prompts, tokenization, split.train, neighbours, data.user_rows,
+            epochs=epochs, batch_size=config.per_device_train_batch_size,
+        )  # fmt: skip
+        rows = Rows(made, prompts, tokenization, split.train, data.user_rows)
+        trained = _with_lora(model, recipe, ids) if recipe.tuning == "lora" else model
+        watch = _run(recipe, config, trained, rows, leader, split, exclude_seen=bool(data.manifest["exclude_seen"]))
+
+    extra = {
+        "learning_curve.json": json.dumps({"validation": watch.curve, "loss": watch.losses}, indent=1).encode(),
+        "learning_curve.png": curve_picture(watch.curve, watch.losses),
+    }
+    ordered = {prompt.name: prompt for prompt in [leader, *(prompt for prompt in prompts if prompt is not leader)]}
+    adapters.save(
+        out,
+        model=trained,
+        base=base,
+        tokenization=tokenization,
+        prompts=ordered,
+        manifest={
+            "recipe": as_table(recipe),
+            "data": {"path": recipe.data, "hash": data.hash, "manifest": data.manifest},
+            "fitted_on": split.train_hash,
+            "protocol": split.protocol,
+            "rows": len(rows),
+            "kept": watch.best,
+        },
+        extra=extra,
+        overwrite=overwrite,
+    )
+    return out
+
+
+def _run(
+    recipe: Recipe,
+    config: SFTConfig,
+    model: Any,
+    rows: Rows,
+    prompt: Prompt,
+    split: Split,
+    *,
+    exclude_seen: bool,
+) -> _Watch:
+    """Train ``model`` in place on ``rows`` and leave the best weights by validation in it."""
+    tokenization = rows.tokenization
+    chosen = _sample(split.valid, recipe.validation.users, recipe.seed)
+    histories, targets = [split.valid.histories[case] for case in chosen], split.valid.targets[chosen]
+    who = [rows.users[split.valid.users[case]] if rows.users is not None else None for case in chosen]
+    asked = [
+        tokenization.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)
+    ]  # fmt: skip
+    blocked = [np.unique(history) for history in histories] if exclude_seen else None
+    trie = Trie.build(tokenization.tokens)
+    engine = LocalEngine(model.get_base_model() if isinstance(model, PeftModel) else model)
+
+    def evaluate() -> dict[str, float]:
+        if not len(targets):
+            return {"ndcg@10": 0.0, "recall@10": 0.0}
+        found = engine.beam_search(asked, trie, min(VALIDATION_BEAMS, trie.n_items), blocked=blocked).items
+        place = metrics.ranks(found, targets)
+        return {
+            "ndcg@10": float(metrics.METRICS["ndcg"](place, 10).mean()),
+            "recall@10": float(metrics.METRICS["recall"](place, 10).mean()),
+        }
+
+    every = max(1, round(_steps_per_epoch(rows.plan.table, config) / recipe.validation.per_epoch))
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(len(rows) / batch)
+    with progress.bar("training", steps) as advance, dropout(model, recipe.dropout), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module="trl")
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        watch = _Watch(evaluate, model, every, recipe.validation.patience, advance)
+        trainer = _Trainer(
+            model=model,
+            args=config,
+            train_dataset=rows.dataset(),
+            processing_class=tokenization.tokenizer,
+            callbacks=[watch],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+    watch.keep_best()
+    if not watch.losses:
+        watch.losses.append((trainer.state.global_step, float("nan")))
+    return watch

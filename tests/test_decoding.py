@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from genrec.decoding import BeamSearch, Trie
+from genrec.errors import DecodingError, IdentifierError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+LONGEST, CODES = 4, 5
+
+
+def padded(identifiers: list[tuple[int, ...]]) -> np.ndarray:
+    table = np.full((len(identifiers), max(map(len, identifiers))), -1, dtype=np.int32)
+    for row, identifier in zip(table, identifiers, strict=True):
+        row[: len(identifier)] = identifier
+    return table
+
+
+def random_catalogue(rng: np.random.Generator, n: int) -> list[tuple[int, ...]]:
+    """Distinct, prefix-free identifiers of unequal length, in random order."""
+    kept: list[tuple[int, ...]] = []
+    for _ in range(n):
+        new = tuple(int(t) for t in rng.integers(0, CODES, rng.integers(1, LONGEST + 1)))
+        if not any(new[: len(old)] == old or old[: len(new)] == new for old in kept):
+            kept.append(new)
+    return kept
+
+
+catalogues = st.builds(
+    lambda seed, n: random_catalogue(np.random.default_rng(seed), n), st.integers(0, 2**32), st.integers(1, 60)
+)
+
+
+class Model:
+    """Log-probabilities that depend on the prompt and the whole prefix."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def logprob(self, prompt: int, prefix: tuple[int, ...], token: int) -> float:
+        logits = np.random.default_rng([self.seed, prompt, *prefix]).normal(size=CODES + 1)
+        return float(logits[token] - np.log(np.exp(logits).sum()))
+
+    def score(self, prompt: int, identifier: tuple[int, ...]) -> float:
+        return sum(self.logprob(prompt, identifier[:i], token) for i, token in enumerate(identifier))
+
+
+def run(search: BeamSearch, model: Model) -> BeamSearch:
+    prefixes = [()] * len(search.owner)
+    while not search.done:
+        rows, tokens = search.candidates()
+        search.advance(
+            np.array([model.logprob(search.owner[r], prefixes[r], t) for r, t in zip(rows, tokens, strict=True)])
+        )
+        prefixes = [(*prefixes[p], int(t)) for p, t in zip(search.parent, search.token, strict=True)]
+    return search
+
+
+def naive(model: Model, prompt: int, identifiers: dict[int, tuple[int, ...]], beams: int) -> list[tuple[float, int]]:
+    """Beam search in plain Python: best ``beams`` among finished and open prefixes at every step."""
+    live, done = {(): 0.0}, []
+    while live:
+        grown = {}
+        for prefix, score in live.items():
+            for token in {i[len(prefix)] for i in identifiers.values() if i[: len(prefix)] == prefix}:
+                grown[(*prefix, token)] = score + model.logprob(prompt, prefix, token)
+        ends = {identifier: item for item, identifier in identifiers.items()}
+        pool = sorted([*((-s, p) for p, s in grown.items()), *((-s, identifiers[i]) for s, i in done)])[:beams]
+        done = [(-s, ends[p]) for s, p in pool if p in ends]
+        live = {p: -s for s, p in pool if p not in ends}
+    return sorted(done, key=lambda pair: (-pair[0], pair[1]))
+
+
+class TestTrie:
+    @given(catalogues)
+    def test_leaves_are_the_identifiers(self, identifiers: list[tuple[int, ...]]) -> None:
+        trie = Trie.build(padded(identifiers))
+        found = {}
+        stack: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+        while stack:
+            node, prefix = stack.pop()
+            lo, hi = (int(bound[0]) for bound in trie.interval(np.array([node])))
+            below = {i for i, identifier in enumerate(identifiers) if identifier[: len(prefix)] == prefix}
+            assert set(trie.items[lo:hi].tolist()) == below
+            rows, tokens, children = trie.children(np.array([node]))
+            assert tokens.tolist() == sorted(set(tokens.tolist()))
+            assert not rows.any()
+            assert bool(trie.is_leaf(np.array([node]))[0]) == (not len(children))
+            if not len(children):
+                found[int(trie.items[lo])] = prefix
+            stack += [(int(c), (*prefix, int(t))) for c, t in zip(children, tokens, strict=True)]
+        assert found == dict(enumerate(identifiers))
+        assert trie.max_length == max(map(len, identifiers))
+        assert trie.n_items == len(identifiers)
+        assert np.array_equal(trie.items[trie.position], np.arange(trie.n_items))
+
+    def test_children_of_many_nodes(self) -> None:
+        trie = Trie.build(np.array([[1, 5], [2, 3], [1, 4], [2, 9]]))
+        rows, tokens, nodes = trie.children(np.array([2, 0, 1, 3]))
+        assert rows.tolist() == [0, 0, 1, 1, 2, 2]
+        assert tokens.tolist() == [3, 9, 1, 2, 4, 5]
+        assert trie.token[nodes].tolist() == tokens.tolist()
+
+    def test_a_million_items_fit_in_32_mb(self) -> None:
+        codes = np.unique(np.random.default_rng(0).integers(0, 256, (1_000_100, 4), dtype=np.int32), axis=0)[:1_000_000]
+        trie = Trie.build(codes)
+        assert sum(array.nbytes for array in (trie.token, trie.first_child, trie.lo, trie.items)) <= 32e6
+
+    def test_tokens_too_wide_to_pack(self) -> None:
+        rng = np.random.default_rng(0)
+        identifiers = [tuple(row) for row in rng.integers(0, 2**31 - 2, (50, 4)).tolist()]
+        trie = Trie.build(padded(identifiers))
+        assert [identifiers[i] for i in trie.items] == sorted(identifiers)
+
+    def test_hash_and_immutability(self) -> None:
+        a, b, c = (Trie.build(np.array(x)) for x in ([[1, 2], [1, 3]], [[1, 2], [1, 3]], [[1, 3], [1, 2]]))
+        assert a.hash == b.hash != c.hash
+        with pytest.raises(ValueError, match="read-only"):
+            a.token[0] = 1
+
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            ([[1, 2], [3, 4], [1, 2]], r"items 0 and 2 have one identifier: \(1, 2\)"),
+            ([[1, 2], [1, -1]], r"items 1 and 0 have identifiers of which one begins the other: \(1,\) and \(1, 2\)"),
+            ([[1, 2, 3], [1, -1, -1], [0, -1, -1]], "begins the other"),
+            ([[5], [5]], "have one identifier"),
+            ([[1, 2], [-1, -1]], "item 1 is empty or padded"),
+            ([[1, -1, 2]], "item 0 is empty or padded"),
+            ([[1, -2]], "must lie in"),
+            (np.zeros((0, 3), dtype=np.int32), "at least one"),
+            ([1, 2], "must be integers"),
+            ([[1.0]], "must be integers"),
+        ],
+    )
+    def test_refuses(self, table: object, message: str) -> None:
+        with pytest.raises(IdentifierError, match=message):
+            Trie.build(np.array(table))
+
+
+class TestBeamSearch:
+    @settings(deadline=None, max_examples=60)
+    @given(catalogues, st.integers(0, 2**32), st.integers(1, 12))
+    def test_equals_a_naive_search(self, identifiers: list[tuple[int, ...]], seed: int, beams: int) -> None:
+        model, trie = Model(seed), Trie.build(padded(identifiers))
+        found = run(BeamSearch(trie, 2, beams), model).result()
+        for prompt in range(2):
+            expected = naive(model, prompt, dict(enumerate(identifiers)), beams)
+            n = len(expected)
+            assert found.items[prompt, :n].tolist() == [item for _, item in expected]
+            np.testing.assert_allclose(found.scores[prompt, :n], [score for score, _ in expected], atol=1e-5)
+            assert (found.items[prompt, n:] == -1).all()
+
+    @settings(deadline=None, max_examples=60)
+    @given(catalogues, st.integers(0, 2**32), st.data())
+    def test_restrictions_with_all_beams_are_exact(
+        self, identifiers: list[tuple[int, ...]], seed: int, data: st.DataObject
+    ) -> None:
+        n, items = 3, st.integers(-1, len(identifiers) - 1)
+        lists = st.lists(
+            st.none() | st.lists(items, max_size=40).map(np.array).map(lambda a: a.astype(int)), min_size=n, max_size=n
+        )
+        allowed = data.draw(
+            st.none() | st.lists(st.booleans(), min_size=len(identifiers), max_size=len(identifiers)).map(np.array)
+        )
+        blocked, only = data.draw(st.none() | lists), data.draw(st.none() | lists)
+        model, trie = Model(seed), Trie.build(padded(identifiers))
+        search = BeamSearch(trie, n, 100, allowed, blocked, only)
+        assert len(search.candidates()[0]) >= len(search.owner)
+        found = run(search, model).result()
+        for prompt in range(n):
+            open_items = set(range(len(identifiers)))
+            if allowed is not None:
+                open_items &= set(np.flatnonzero(allowed).tolist())
+            if blocked is not None and blocked[prompt] is not None:
+                open_items -= set(blocked[prompt].tolist())
+            if only is not None and only[prompt] is not None:
+                open_items &= set(only[prompt].tolist())
+            scores = {item: model.score(prompt, identifiers[item]) for item in open_items}
+            expected = sorted(open_items, key=lambda item: (-scores[item], item))
+            assert found.items[prompt, : len(expected)].tolist() == expected
+            assert (found.items[prompt, len(expected) :] == -1).all()
+            np.testing.assert_allclose(found.scores[prompt, : len(expected)], [scores[i] for i in expected], atol=1e-5)
+            assert found.reasons[prompt] is not None
+
+    def test_restrictions_prune_before_the_beam_is_cut(self) -> None:
+        trie = Trie.build(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
+        search = BeamSearch(trie, 1, 1, blocked=[np.array([0, 1])])
+        assert search.candidates()[1].tolist() == [1]
+        search.advance(np.array([-9.0]))
+        assert search.candidates()[1].tolist() == [0, 1]
+        search.advance(np.array([-2.0, -1.0]))
+        assert search.result().items.tolist() == [[3]]
+
+    def test_ties_go_to_the_lower_item(self) -> None:
+        trie = Trie.build(np.array([[4], [3], [2], [1]]))
+        search = BeamSearch(trie, 1, 2)
+        search.candidates()
+        search.advance(np.full(4, -1.0))
+        assert search.result().items.tolist() == [[0, 1]]
+
+    def test_reasons(self) -> None:
+        trie = Trie.build(np.array([[1], [2], [3]]))
+        model = Model(0)
+        assert run(BeamSearch(trie, 1, 3), model).result().reasons == [None]
+        assert "catalogue has 3 items and 4 were asked" in str(run(BeamSearch(trie, 1, 4), model).result().reasons[0])
+        found = run(BeamSearch(trie, 2, 2, only=[np.array([2]), np.array([], dtype=int)]), model).result()
+        assert found.items.tolist() == [[2, -1], [-1, -1]]
+        assert "allow 1 items and 2 were asked" in str(found.reasons[0])
+        assert "no item is allowed" in str(found.reasons[1])
+        nothing = BeamSearch(trie, 1, 2, allowed=np.zeros(3, dtype=bool))
+        assert nothing.done
+        assert nothing.result().items.tolist() == [[-1, -1]]
+
+    def test_no_prompts(self) -> None:
+        search = BeamSearch(Trie.build(np.array([[1], [2]])), 0, 5)
+        assert search.done
+        assert search.result().items.shape == (0, 2)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_not_finite_names_the_prompt(self, value: float) -> None:
+        search = BeamSearch(Trie.build(np.array([[1], [2]])), 2, 1, numbers=np.array([7, 9]))
+        search.candidates()
+        with pytest.raises(DecodingError, match="prompt 9: .* not finite"):
+            search.advance(np.array([-1.0, -1.0, -1.0, value]))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"num_beams": 0}, "num_beams must be 1 .. 65536, not 0"),
+            ({"num_beams": 65_537}, "num_beams"),
+            ({"allowed": np.ones(3, dtype=bool)}, r"allowed must be bool \[2\]"),
+            ({"allowed": np.ones(2)}, "allowed must be bool"),
+            ({"blocked": [np.array([2])]}, "blocked must hold item indices 0 .. 1, found 2 .. 2"),
+            ({"only": [np.array([-2])]}, "only must hold"),
+            ({"only": []}, "only has 0 lists for 1 prompts"),
+        ],
+    )
+    def test_refuses(self, arguments: dict, message: str) -> None:
+        with pytest.raises(DecodingError, match=message):
+            BeamSearch(Trie.build(np.array([[1], [2]])), 1, **{"num_beams": 1, **arguments})

