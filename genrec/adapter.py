@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import torch
@@ -56,14 +56,14 @@ def resize(model: PreTrainedModel, vocabulary: int) -> None:
 
 def _weight(layer: torch.nn.Module) -> torch.Tensor:
     """The weight of an embedding or head, with the rows that PEFT trains beside it put in."""
-    tokens = getattr(layer, "token_adapter", None)
-    weight: torch.Tensor = tokens.get_merged_weights(tokens.active_adapters) if tokens is not None else layer.weight
-    return weight
+    tokens: Any = getattr(layer, "token_adapter", None)
+    weight: Any = layer.weight if tokens is None else tokens.get_merged_weights(tokens.active_adapters)
+    return cast(torch.Tensor, weight)
 
 
 def rows(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The embedding rows of token ``ids``: ``input``, and ``output`` where the head is not tied to the embedding."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     result = {"input": _weight(embedding)[ids].detach().clone().contiguous()}
     if not inner.config.get_text_config().tie_word_embeddings:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -85,11 +86,21 @@ class Base:
         """The model, on the CPU, in ``dtype``. A GGUF is dequantised."""
         options = {"gguf_file": self.gguf.name} if self.gguf else {"use_safetensors": True}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, trust_remote_code=False, local_files_only=True, **options
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise AdapterError(f"base {self.name}: no model could be loaded from {self.folder}: {error}") from error
+        if loaded["missing_keys"]:  # transformers would leave these weights random.
+            lacks = ", ".join(sorted(loaded["missing_keys"])[:3])
+            raise AdapterError(
+                f"base {self.name}: no model could be loaded from {self.folder}: its weights lack {lacks}"
+            )
         if self.gguf:
             # transformers marks what came out of a GGUF as quantised and refuses to save it; its weights are plain.
             plain = type(model)._from_config(model.config, dtype=dtype)

@@ -22,6 +22,10 @@ Histories = Sequence[NDArray[np.integer]]
 class Baseline(Protocol):
     """What every baseline offers."""
 
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What the scores depend on beside the data, by name, for reports."""
+
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         """Learn from training histories (one per user) and the catalogue; the row number in ``items`` is the index."""
 
@@ -31,6 +35,10 @@ class Baseline(Protocol):
 
 class Popularity:
     """Every history gets the same scores: the number of training interactions of each item."""
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         self._popularity = _popularity(train, items.height)
@@ -50,16 +58,34 @@ class ItemKNN:
     Args:
         decay: Weight per step back, above 0 and at most 1; 1 is plain ItemKNN over the window.
         window: How many of the last items count, >= 1.
+
+    The default decay has the best mean, over three data sets, of the NDCG@10 relative to the set's best. Leave-one-out
+    validation, all items ranked, seen ones left out, window 20:
+
+    ==============  =====  =====  =====  =====  =====
+    decay             0.5    0.6    0.7    0.8    0.9
+    ==============  =====  =====  =====  =====  =====
+    MovieLens-100K  .1155  .1184  .1157  .1101  .1010
+    Beauty          .0475  .0480  .0476  .0465  .0447
+    Scientific      .0742  .0764  .0786  .0806  .0805
+    relative mean    .962   .983   .981   .966   .927
+    ==============  =====  =====  =====  =====  =====
+
+    Beauty is Amazon 2014 (5-core), Scientific Amazon 2018 (5-core, as UniSRec prepared it).
     """
 
-    def __init__(self, *, decay: float = 0.8, window: int = 20) -> None:
+    def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
         if not 0 < decay <= 1 or window < 1:
             raise ConfigError(
                 f"ItemKNN needs 0 < decay <= 1 and window >= 1, found {decay} and {window}. "
-                "The usual values are 0.8 and 20."
+                "The usual values are 0.6 and 20."
             )
         self.decay = decay
         self.window = window
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {"decay": self.decay, "window": self.window}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         self._popularity = _popularity(train, items.height)
@@ -94,12 +120,27 @@ class TransitionsText:
 
     Args:
         power: 1 makes the first part a conditional probability, 0 leaves the plain count; between 0 and 1.
+
+    The default power is the best of 0, 0.5 and 1, measured as for ``ItemKNN`` (0.25 and 0.75 for comparison):
+
+    ==============  =====  =====  =====  =====  =====
+    power               0   0.25    0.5   0.75      1
+    ==============  =====  =====  =====  =====  =====
+    MovieLens-100K  .0734  .0735  .0682  .0412  .0243
+    Beauty          .0668  .0705  .0691  .0626  .0555
+    Scientific      .0705  .0743  .0775  .0764  .0755
+    relative mean    .952   .986   .969   .811   .698
+    ==============  =====  =====  =====  =====  =====
     """
 
-    def __init__(self, *, power: float = 1.0) -> None:
+    def __init__(self, *, power: float = 0.5) -> None:
         if not 0 <= power <= 1:
-            raise ConfigError(f"TransitionsText needs a power between 0 and 1, found {power}. The usual value is 1.")
+            raise ConfigError(f"TransitionsText needs a power between 0 and 1, found {power}. The usual value is 0.5.")
         self.power = power
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {"power": self.power}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         n_items = items.height

@@ -15,9 +15,10 @@ from typing import Any
 import polars as pl
 
 from genrec import files, progress, readers
-from genrec.dataset import Dataset, histories_hash
+from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, StorageError
 from genrec.recommender import Recommender
+from genrec.splits import histories_hash
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _shard(
     items = found.items[case, place]
     return pl.DataFrame(
         {
-            "user_id": pl.Series([user_ids[index] for index in case], dtype=pl.String),
+            "user_id": pl.Series([user_ids[index] for index in case.tolist()], dtype=pl.String),
             "rank": pl.Series(place + 1, dtype=pl.Int32),
             "item_id": pl.Series([recommender.item_ids[item] for item in items], dtype=pl.String),
             "title": pl.Series([recommender.titles[item] for item in items], dtype=pl.String),

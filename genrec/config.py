@@ -34,11 +34,18 @@ class Task:
 
 @dataclass(frozen=True)
 class IdentifierRecipe:
-    """How identifiers are made: see ``genrec.identifiers``. ``levels`` and ``codes`` are for code schemes only."""
+    """How identifiers are made: see ``genrec.identifiers``.
+
+    Attributes:
+        scheme: ``atomic``, ``semantic`` or ``random``.
+        levels, codes: Of ``semantic`` and ``random``.
+        file: Identifiers that ``genrec ids build`` wrote; the other keys are not read then.
+    """
 
     scheme: str = "atomic"
     levels: int = 3
     codes: int = 256
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,11 @@ class Recipe:
                               f"{self.walks.neighbours} (at least 1).")  # fmt: skip
         if self.validation.per_epoch <= 0:
             raise ConfigError(f"recipe: validation.per_epoch is {self.validation.per_epoch}. It is above 0.")
+        if self.validation.users < 0 or self.validation.patience < 0:
+            raise ConfigError(f"recipe: validation.users is {self.validation.users} and validation.patience "
+                              f"{self.validation.patience}. Both are at least 0.")  # fmt: skip
+        if self.seed < 0:
+            raise ConfigError(f"recipe: seed is {self.seed}. It is at least 0.")
 
 
 @dataclass(frozen=True)
@@ -168,13 +180,21 @@ class Spec:
             raise ConfigError(f"spec: num_beams is {self.num_beams}, below the largest k, {max(self.k)}.")
         if not self.adapters and not self.baselines:
             raise ConfigError("spec: neither adapters nor baselines are given; there is nothing to evaluate.")
+        if self.users < 0 or self.seed < 0:
+            raise ConfigError(f"spec: users is {self.users} and seed is {self.seed}. Both are at least 0.")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The sentence that names the closest of ``known`` to ``name``, or all of them where none is close."""
-    names = [str(item) for item in known]
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(names))}."
+    """The sentence that names the closest of ``known`` to ``name``, or, where none is close, the first 20 of them.
+
+    Capitals and underscores do not count in the comparison: ``userId`` is ``user_id``.
+    """
+    names = sorted(str(item) for item in known)
+    folded = {other.casefold().replace("_", ""): other for other in names}
+    close = difflib.get_close_matches(name.casefold().replace("_", ""), folded, n=1)
+    if close:
+        return f"Did you mean {folded[close[0]]!r}?"
+    return f"Known: {', '.join(names[:20]) or 'none'}{', ...' if len(names) > 20 else '.'}"
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -253,7 +273,7 @@ def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
     result = dict(table)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"{assignment!r} is no assignment. Write key=value, such as training.learning_rate=1e-3.")
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]

@@ -104,8 +104,8 @@ def plan(
     for number, prompt in enumerate(prompts):
         if prompt.kind == "sequence":
             lengths[number] = [tokenization.fragment_lengths(prompt, history) for history in train]
-            rows = users or [None] * len(train)
-            budgets[number] = [tokenization.history_budget(tokenization.head_ids(prompt, user)) for user in rows]
+            heads = (tokenization.head_ids(prompt, users[user] if users else None) for user in range(len(train)))
+            budgets[number] = [tokenization.history_budget(head) for head in heads]
             for length, budget in zip(lengths[number], budgets[number], strict=True):
                 if length.max(initial=0) > budget:
                     raise PromptError(
@@ -115,7 +115,7 @@ def plan(
                     )
 
     def history_rows(number: int) -> list[tuple[int, ...]]:
-        result = []
+        result: list[tuple[int, ...]] = []
         for user in active:
             length, budget = lengths[number][user], budgets[number][user]
             first = int(rng.integers(1, len(length) + 1)) if int(length[:-1].sum()) > budget else 0

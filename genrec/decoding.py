@@ -32,8 +32,8 @@ Floats = NDArray[np.floating[Any]]
 class Trie:
     """The immutable set of legal identifiers, as arrays in breadth-first order (CSR). Node 0 is the root.
 
-    The items are sorted by identifier, so that the items below a node are one interval of *positions* in that order;
-    this is what turns restrictions on items into restrictions on nodes. Use ``Trie.build``.
+    The items are sorted by identifier, so that the items below a node are an interval of *positions* in that order:
+    restrictions on items become restrictions on nodes. Use ``Trie.build``.
 
     Attributes:
         token: int32 [nodes]; the token on the edge to each node (-1 at the root).
@@ -64,7 +64,7 @@ class Trie:
         table = np.asarray(identifiers)
         if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer) or not table.size:
             raise IdentifierError(
-                f"identifiers must be integers [items, tokens], not {table.dtype} {list(table.shape)}"
+                f"identifiers must be integers [items >= 1, tokens >= 1], not {table.dtype} {list(table.shape)}"
             )
         n, longest = table.shape
         if table.min() < -1 or table.max() >= 2**31 - 1:
@@ -206,8 +206,7 @@ class BeamSearch:
         for name, lists in (("blocked", blocked), ("only", only)):
             if lists is not None and len(lists) != n:
                 raise DecodingError(f"{name} has {len(lists)} lists for {n} prompts")
-        self.trie, self.n, self.asked = trie, n, num_beams
-        self.num_beams = min(num_beams, trie.n_items)
+        self.trie, self.n, self.asked, self.num_beams = trie, n, num_beams, min(num_beams, trie.n_items)
         self.numbers = np.arange(n) if numbers is None else np.asarray(numbers)
         self.allowed: Bools | None = None  # by position
         if allowed is not None:
@@ -218,17 +217,14 @@ class BeamSearch:
             self._cumulative = np.concatenate([[0], np.cumsum(self.allowed, dtype=np.int32)])
         # A restriction of one prompt is a sorted run of keys, prompt * (items + 1) + position; all runs are one array.
         self._stride = trie.n_items + 1
-        self.has_only = np.zeros(n, dtype=bool)
+        self.has_only = np.array([only is not None and only[i] is not None for i in range(n)], dtype=bool)
         self._blocked, self._only = self._keys("blocked", blocked), self._keys("only", only)
-        if only is not None:
-            self.has_only[:] = [one is not None for one in only]
-            if self._blocked.size:
-                self._only = self._only[~np.isin(self._only, self._blocked)]
+        if self._only.size and self._blocked.size:
+            self._only = self._only[~np.isin(self._only, self._blocked)]
         self._blocked = self._blocked[~self.has_only[self._blocked // self._stride]]
         total = trie.n_items if self.allowed is None else int(self._cumulative[-1])
-        counts = [self._count(keys, np.arange(n), 0, trie.n_items) for keys in (self._only, self._blocked)]
-        self.n_allowed = np.where(self.has_only, counts[0], total - counts[1])
-
+        own, lost = (self._count(keys, np.arange(n), 0, trie.n_items) for keys in (self._only, self._blocked))
+        self.n_allowed = np.where(self.has_only, own, total - lost)
         self.owner = np.flatnonzero(self.n_allowed > 0).astype(np.int32)
         self.node, self.score = np.zeros_like(self.owner), np.zeros(len(self.owner))
         self.token, self.parent = np.full_like(self.owner, -1), np.full_like(self.owner, -1)
@@ -321,8 +317,7 @@ class BeamSearch:
                 group = group[scores >= np.partition(scores, -self.num_beams)[-self.num_beams]]
             kept.append(group)
         order = np.concatenate([*kept, order[:0]])
-        item = self.trie.items[self.trie.lo[node[order]]]
-        order = order[np.lexsort((item, -score[order], owner[order]))]
+        order = order[np.lexsort((self.trie.items[self.trie.lo[node[order]]], -score[order], owner[order]))]
         return order[_places(owner[order]) < self.num_beams]
 
     def result(self) -> Beams:
@@ -345,8 +340,9 @@ class BeamSearch:
 
 def not_finite(number: int) -> DecodingError:
     """The error for a prompt whose logits hold NaN or infinity."""
-    what = f"prompt {number}: the model's log-probabilities are not finite (NaN or infinite logits)"
-    return DecodingError(f"{what}; check the weights, or load the model in float32")
+    return DecodingError(
+        f"prompt {number}: the model's logits are not finite; check its weights, or load it in float32"
+    )
 
 
 def _places(owner: Ints) -> NDArray[np.int64]:

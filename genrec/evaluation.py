@@ -19,9 +19,10 @@ from genrec.adapter import versions
 from genrec.baselines import BASELINES
 from genrec.baselines import recommend as recommend_baseline
 from genrec.config import Spec, as_table, load_spec, suggestion, workspace_of
-from genrec.dataset import Dataset, Split
+from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, LeakError
 from genrec.recommender import Recommender
+from genrec.splits import Split
 
 _CHUNK = 256  # Users per call of an engine, so that the progress bar moves.
 

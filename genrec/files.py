@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from genrec.errors import StorageError
+from genrec.errors import GenrecError, StorageError
 
 
 def _sync(path: Path) -> None:
@@ -19,6 +20,39 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the operating system said when it refused, or None where ``error`` is something else.
+
+    Libraries written in Rust (polars, safetensors, tokenizers) raise errors of their own that end in "(os error 28)".
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = None if isinstance(error, GenrecError) else re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(code[1])) if code else None
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Raise a StorageError for everything that the operating system refuses, whichever library was writing."""
+    try:
+        yield
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise StorageError(
+            f"cannot write {path}: {reason}. Nothing was left half-written; "
+            "free some space or choose another place, and run the same command again."
+        ) from error
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    """Rename. The new content is whole from here on, so a folder that cannot be flushed is no failure any more."""
+    temporary.replace(path)
+    with suppress(OSError):
+        _sync(path.parent)
 
 
 @contextmanager
@@ -31,19 +65,15 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}. Nothing was left half-written; "
-            "free some space or choose another place, and run the same command again."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _refusals(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            _take_name(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 @contextmanager
@@ -53,35 +83,31 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     With ``overwrite`` an existing folder is replaced: the old one stands until the new one is complete.
 
     Raises:
-        StorageError: ``path`` exists and ``overwrite`` is off, or the operating system refused.
+        StorageError: ``path`` exists and ``overwrite`` is off, or the operating system refused; what stood under
+            ``path`` before stands there still.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
+    with _refusals(path):
         if path.exists() and not overwrite:
             raise StorageError(f"{path} exists already. Remove it, or choose another name.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        for entry in sorted(temporary.rglob("*")):
-            _sync(entry)
-        _sync(temporary)
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}. Nothing was left half-written; "
-            "free some space or choose another place, and run the same command again."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            for entry in sorted(temporary.rglob("*")):
+                _sync(entry)
+            _sync(temporary)
+            if path.exists():
+                path.replace(old)
+            _take_name(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if old.exists() and not path.exists():
+                old.replace(path)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from genrec import semantic_ids
-from genrec.errors import ConfigError, IdentifierError
+from genrec.config import suggestion
+from genrec.errors import ConfigError, IdentifierError, UnknownIdError
 from genrec.files import new_file, text_hash
 
 Tokens = tuple[str, ...]
@@ -60,6 +62,8 @@ class Identifiers:
         scheme: How they were made.
         item_ids: The user's own item ids, all different.
         tokens: One non-empty tuple per item, all different, none the beginning of another.
+        fitted_on: Hash of the training histories behind the vectors that they were made from; empty where they were
+            made from no interactions.
 
     Raises:
         IdentifierError: The above does not hold; two offending items are named.
@@ -68,6 +72,7 @@ class Identifiers:
     scheme: str
     item_ids: list[str]
     tokens: list[Tokens]
+    fitted_on: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "item_ids", list(self.item_ids))
@@ -125,12 +130,34 @@ class Identifiers:
             IdentifierError: Item ids that repeat.
         """
         if scheme not in SCHEMES:
-            near = difflib.get_close_matches(str(scheme), SCHEMES, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"unknown identifier scheme {scheme!r}.{hint} There are: {', '.join(SCHEMES)}.")
+            raise ConfigError(f"unknown identifier scheme {scheme!r}. {suggestion(str(scheme), SCHEMES)}")
         if vectors is not None:
             vectors = _matrix(vectors, len(item_ids))
         return cls(scheme, list(item_ids), SCHEMES[scheme](len(item_ids), vectors, levels, codes, seed))
+
+    def summary(self, items: Sequence[str] = ()) -> dict[str, Any]:
+        """Scheme, counts, and the identifiers of ``items``, as plain values.
+
+        Raises:
+            UnknownIdError: One of ``items`` is not among them.
+        """
+        index = {item_id: number for number, item_id in enumerate(self.item_ids)}
+        unknown = next((item for item in items if item not in index), None)
+        if unknown is not None:
+            raise UnknownIdError(f"item {unknown!r} has no identifier here; there are {len(self.item_ids)} items.")
+        first = Counter(tokens[0] for tokens in self.tokens)
+        lengths = Counter(map(len, self.tokens))
+        return {
+            "scheme": self.scheme,
+            "items": len(self.item_ids),
+            "tokens_in_vocabulary": len(self.vocabulary),
+            "items_by_length": dict(sorted(lengths.items())),
+            "first_tokens": len(first),
+            "most_items_on_a_first_token": max(first.values(), default=0),
+            "fitted_on": self.fitted_on,
+            "hash": self.hash,
+            **{item: "".join(self.tokens[index[item]]) for item in items},
+        }
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -174,7 +201,7 @@ class Identifiers:
             schema={"item_id": pl.String, "tokens": pl.List(pl.String)},
         )
         with new_file(Path(path)) as temporary:
-            table.write_parquet(temporary, metadata={"scheme": self.scheme})
+            table.write_parquet(temporary, metadata={"scheme": self.scheme, "fitted_on": self.fitted_on})
 
     @classmethod
     def load(cls, path: Path) -> Identifiers:
@@ -184,11 +211,12 @@ class Identifiers:
             raise IdentifierError(f"there are no identifiers at {path}. Make them with `genrec ids build`.")
         try:
             table = pl.read_parquet(path)
-            scheme = pl.read_parquet_metadata(path).get("scheme")
+            noted = pl.read_parquet_metadata(path)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise IdentifierError(
                 f"{path} cannot be read as Parquet: {error}. Make it with `genrec ids build`."
             ) from error
+        scheme = noted.get("scheme")
         expected = {"item_id": pl.String(), "tokens": pl.List(pl.String)}
         if scheme is None or dict(table.schema) != expected:
             raise IdentifierError(
@@ -198,7 +226,12 @@ class Identifiers:
             )
         if table["item_id"].null_count() or table["tokens"].null_count() or table["tokens"].explode().null_count():
             raise IdentifierError(f"{path} holds a missing item id or token. Make it again with `genrec ids build`.")
-        return cls(scheme, table["item_id"].to_list(), [tuple(t) for t in table["tokens"].to_list()])
+        return cls(
+            scheme,
+            table["item_id"].to_list(),
+            [tuple(t) for t in table["tokens"].to_list()],
+            noted.get("fitted_on", ""),
+        )
 
 
 def _spell(codes: NDArray[np.integer]) -> list[Tokens]:

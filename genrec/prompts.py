@@ -21,7 +21,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +32,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from genrec.config import suggestion
 from genrec.errors import PromptError
 
 READABLE: dict[str, dict[str, tuple[str, ...]]] = {  # What each block may read.
@@ -282,7 +282,7 @@ class _Undefined(StrictUndefined):
     def _undefined_message(self) -> str:
         row, name = self._undefined_obj, self._undefined_name
         if isinstance(row, dict):
-            return f"no column `{name}` in this row ({str(row)[:60]}). {_suggestion(str(name), row)}"
+            return f"no column `{name}` in this row ({str(row)[:60]}). {suggestion(str(name), row)}"
         return f"`{name}` is not given here: guard it with `{{% if {name} is defined %}}`"
 
 
@@ -344,13 +344,7 @@ class _Read(NamedTuple):
 
 
 def _problem(place: tuple[int, int], message: str, fix: str) -> Problem:
-    return Problem(*place, f"{message}.", fix if fix.endswith("?") else f"{fix}.")
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    close = get_close_matches(name, known, 1, 0.76)
-    return f"Did you mean `{close[0]}`?" if close else f"There are: {', '.join(known) or 'none'}"
+    return Problem(*place, f"{message}.", fix if fix.endswith(("?", ".")) else f"{fix}.")
 
 
 def _start(node: nodes.Node) -> int:
@@ -412,7 +406,7 @@ class _Inspection:
             if known is not None and read.column not in known and not read.guarded:
                 message = f"the table of `{read.root}` has no column `{read.column}`"
                 place = _place(self.source, read.offset)
-                found.add(_problem(place, message, _suggestion(read.column, known)))
+                found.add(_problem(place, message, suggestion(read.column, known)))
         return sorted(found)
 
     def file(self, tree: nodes.Template) -> None:
@@ -434,7 +428,7 @@ class _Inspection:
         self.kind = "sequence" if "item" in self.blocks else "question"
         for name, block in self.blocks.items():
             if name not in READABLE[self.kind]:
-                self.refuse(block, f"unknown block `{name}`", _suggestion(name, READABLE[self.kind]))
+                self.refuse(block, f"unknown block `{name}`", suggestion(name, READABLE[self.kind]))
                 continue
             scope = {root: "rows" if root == "history" else root for root in READABLE[self.kind][name]}
             self.block = name
@@ -537,7 +531,7 @@ class _Inspection:
                     return self.refuse(node, f"`{name}` inside a loop", f"Read only `{readable[0]}` there")
                 if not kind:
                     message = f"the block `{self.block}` cannot read `{name}`"
-                    return self.refuse(node, message, _suggestion(name, readable))
+                    return self.refuse(node, message, suggestion(name, readable))
                 return kind
             case nodes.Getattr(node=row, attr=key) | nodes.Getitem(node=row, arg=nodes.Const(value=str(key))):
                 root = self.expression(row, scope)
@@ -565,7 +559,7 @@ class _Inspection:
 
     def filter(self, node: nodes.Filter, name: str, scope: dict[str, str]) -> str:
         if name not in FILTERS:
-            return self.refuse(node.lineno, f"the filter `{name}` is not allowed", _suggestion(name, FILTERS))
+            return self.refuse(node.lineno, f"the filter `{name}` is not allowed", suggestion(name, FILTERS))
         types, before = FILTERS[name][1], len(self.reads)
         if node.node is not None and self.value(node.node, scope) == "rows" and name != "length":
             self.refuse(node.lineno, f"`{name}` of a list of items", "Write `{% for past in history %}`")

@@ -1,7 +1,7 @@
-"""File formats: CSV, Parquet, JSON lines and the MovieLens folders become the tables that ``dataset`` checks.
+"""File formats: CSV, Parquet, JSON lines and the MovieLens folders become the tables that ``tables`` checks.
 
 Every row carries where it stands (file and 1-based line, or row for Parquet), so that a malformed value can be named.
-A row that cannot be split into columns at all is passed on with its reason, and ``dataset`` reports it.
+A row that cannot be split into columns at all is passed on with its reason, and ``tables`` reports it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from genrec.dataset import FAULT, LINE, SOURCE, VALUE, Dataset, closest
+from genrec.config import suggestion
+from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError
 from genrec.files import new_folder
 from genrec.progress import say
+from genrec.tables import FAULT, LINE, SOURCE, VALUE
 
 PathLike = str | Path
 
@@ -81,9 +83,7 @@ def read(
         DataError: A file is not in its format.
     """
     if format is not None and format not in FORMATS:
-        raise ConfigError(
-            f"format {format!r} is unknown; it can be one of {', '.join(FORMATS)}.{closest(format, FORMATS)}"
-        )
+        raise ConfigError(f"format {format!r} is unknown. {suggestion(format, FORMATS)}")
     places = _paths(paths)
     logs, catalogues, people = _paths(interactions or ()), _paths(items or ()), _paths(users or ())
     if len(places) == 1 and places[0].is_dir():
@@ -171,8 +171,8 @@ def _paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     found = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     for path in found:
         if not path.exists():
-            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise ConfigError(f"{path} does not exist.{closest(path.name, near)}")
+            there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise ConfigError(f"{path} does not exist. {suggestion(path.name, there) if there else ''}".strip())
     return found
 
 
@@ -508,7 +508,7 @@ def fetch(name: str, cache: PathLike) -> Path:
         StorageError: The files could not be written.
     """
     if name not in FETCHABLE:
-        raise ConfigError(f"{name!r} cannot be fetched; known: {', '.join(FETCHABLE)}.{closest(name, FETCHABLE)}")
+        raise ConfigError(f"{name!r} cannot be fetched. {suggestion(name, FETCHABLE)}")
     folder = Path(cache) / name
     if folder.exists():
         _check_content(folder, f"Remove {folder} and fetch again.")

@@ -11,9 +11,12 @@ import numpy as np
 
 from genrec.adapter import Adapter
 from genrec.config import suggestion
+from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines import Engine
 from genrec.errors import ConfigError, UnknownIdError
+from genrec.prompts import Prompt
+from genrec.tokenization import Span
 
 History = Sequence[str]
 
@@ -177,3 +180,97 @@ class Recommender:
     def prompt(self, history: History, *, user: Mapping[str, Any] | None = None) -> str:
         """The prompt of a history as the model reads it: its tokens, spelled."""
         return str(self.tokenization.tokenizer.decode(self._prompts([self.indices(history)], [user])[0]))
+
+    def user_history(self, user: str, data: str | Path | None = None) -> tuple[list[str], dict[str, Any] | None]:
+        """The whole history of a user of a data set, and the user's columns.
+
+        Args:
+            user: A user id.
+            data: The data set folder; the one that the adapter was trained on where it is not given.
+
+        Raises:
+            UnknownIdError: A user that the data set does not know.
+        """
+        known = self.adapter.path.absolute().parent.parent / self.adapter.manifest["data"]["path"]
+        folder = Path(data) if data is not None else known
+        loaded = Dataset.load(folder)
+        if user not in loaded.user_ids:
+            close = suggestion(user, loaded.user_ids)
+            hint = close if close.startswith("Did") else f"It has {len(loaded.user_ids)} users."
+            raise UnknownIdError(f"user {user!r} is not in {folder}. {hint} Or pass a history: --history \"id,id\"")
+        index = loaded.user_ids.index(user)
+        history = [loaded.item_ids[item] for item in loaded.histories[index]]
+        return history, None if loaded.user_rows is None else loaded.user_rows[index]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as the model reads it.
+
+    Attributes:
+        kind: ``sequence`` or ``question``.
+        read: Spans of everything that is read, in order.
+        answer: Spans of the answer that is trained; of a sequence prompt the identifier that came next, where there
+            is one.
+        tokens: Counts: head, history, answer, free, max_length.
+        cut: Events of the history that did not fit, the oldest ones.
+    """
+
+    kind: str
+    read: list[Span]
+    answer: list[Span]
+    tokens: dict[str, int]
+    cut: int
+
+
+def render(
+    path: str | Path,
+    adapter: str | Path,
+    *,
+    user: str | None = None,
+    history: History | None = None,
+    item: str | None = None,
+    data: str | Path | None = None,
+) -> Rendered:
+    """Render a prompt file with an adapter's tokenizer, identifiers and items; no model is loaded.
+
+    Args:
+        path: The prompt file; it need not be one that the adapter was trained with.
+        adapter: The adapter's folder.
+        user: A user of a data set; or
+        history: item ids, oldest first.
+        item: What a question is about, or what came next; the last of the history where it is not given.
+        data: The data set of ``user``; the adapter's where it is not given.
+
+    Raises:
+        ConfigError: A question without an item.
+    """
+    prompt = Prompt.load(path)
+    recommender = Recommender.load(adapter, engine="dummy")
+    tokenization = recommender.tokenization
+    row = None
+    if user is not None:
+        history, row = recommender.user_history(user, data)
+    events = recommender.indices(history or [])
+    asked = int(recommender.indices([item])[0]) if item is not None else None
+    if prompt.kind == "question":
+        if asked is None:
+            if not len(events):
+                raise ConfigError(f"{prompt.name} asks about an item. Pass --item ID, --user U or --history.")
+            asked, events = int(events[-1]), events[:-1]
+        read, answer = tokenization.question(prompt, asked, history=events, user=row)
+        size = sum(len(span.ids) for span in read)
+        counts = {"head": size, "history": 0}
+        cut = 0
+    else:
+        head = tokenization.head(prompt, row)
+        size = sum(len(span.ids) for span in head)
+        kept = tokenization.sequence(prompt, events, row)[size:]
+        lengths = tokenization.fragment_lengths(prompt, events)
+        cut = len(events) - int((np.cumsum(lengths[::-1]) <= len(kept)).sum())
+        read = head + [span for event in events[cut:] for span in tokenization.fragment_spans(prompt, int(event))]
+        answer = tokenization.fragment_spans(prompt, asked)[:1] if asked is not None else []
+        counts = {"head": size, "history": len(kept)}
+    counts["answer"] = sum(len(span.ids) for span in answer)
+    counts["free"] = tokenization.max_length - sum(counts.values())
+    return Rendered(prompt.kind, read, answer, {**counts, "max_length": tokenization.max_length}, cut)

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ from trl import SFTConfig, SFTTrainer
 from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import features, metrics, progress
-from genrec.config import Recipe, as_table, load_recipe, suggestion, workspace_of
+from genrec.config import IdentifierRecipe, Recipe, SplitKind, as_table, load_recipe, suggestion, workspace_of
 from genrec.curriculum import Rows, plan
-from genrec.dataset import Cases, Dataset, Split
+from genrec.dataset import Dataset
 from genrec.decoding import Trie
 from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, GenrecError, LeakError, PromptError, StorageError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
+from genrec.splits import Cases, Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
 
 VALIDATION_BEAMS = 20
@@ -103,7 +104,7 @@ def dropout(model: torch.nn.Module, p: float) -> Iterator[None]:
             return (torch.nn.functional.dropout(output[0], p, module.training), *output[1:])
         return torch.nn.functional.dropout(output, p, module.training)
 
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     handles = [inner.get_input_embeddings().register_forward_hook(drop)]
     before: list[tuple[Any, float]] = []
     for name, module in inner.named_modules():
@@ -298,40 +299,67 @@ def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
     return loaded
 
 
-def identify(
-    recipe: Recipe, base: bases.Base, data: Dataset, split: Split, vectors: np.ndarray
-) -> tuple[Identifiers, bool]:
-    """The identifiers to train with: those that the base brings, or new ones; and whether they are inherited.
+def build_identifiers(
+    data: Dataset | str | Path,
+    scheme: str,
+    *,
+    levels: int = 3,
+    codes: int = 256,
+    split: SplitKind = "leave_one_out",
+    seed: int = 0,
+) -> Identifiers:
+    """Identifiers for a data set, from features of its catalogue and the training part of its split alone.
 
     Raises:
-        ConfigError: The recipe asks for other identifiers than the base has, or the base's are of other items.
-        LeakError: The base was trained on other interactions than this split's training part.
+        ConfigError: An unknown scheme, or more items than ``codes ** levels``.
     """
+    data = data if isinstance(data, Dataset) else Dataset.load(data)
+    part = data.split(split, seed=seed)
+    vectors = features.item_vectors(data.items, part.train, seed=seed).vectors
+    made = Identifiers.build(scheme, data.item_ids, vectors, levels=levels, codes=codes, seed=seed)
+    return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
+
+
+def identify(
+    recipe: Recipe, base: bases.Base, workspace: Path, data: Dataset, split: Split, vectors: np.ndarray
+) -> tuple[Identifiers, bool]:
+    """The identifiers to train with: those that the base brings, or those that the recipe asks for; and whether they
+    are inherited, rows and all.
+
+    Raises:
+        ConfigError: The recipe asks for other identifiers than the base has, or they are of other items.
+        LeakError: Base or identifiers were fitted on other interactions than this split's training part.
+    """
+    wanted = recipe.identifiers or IdentifierRecipe()
     brought = base.folder / "identifiers.parquet"
     if brought.exists():
-        told_base = json.loads((base.folder / "genrec.json").read_text(encoding="utf-8"))
-        if told_base["fitted_on"] != split.train_hash:
-            raise LeakError(
-                f"base {base.name} was trained on other interactions ({told_base['fitted_on'][:16]}) than this "
-                f"recipe's training split ({split.train_hash[:16]}), so it may have seen what is to be predicted. "
-                "Train it again with the same data, split, ties and seed."
-            )
-        found = Identifiers.load(brought)
-        if list(found.item_ids) != data.item_ids:
+        found, source = Identifiers.load(brought), f"base {base.name}"
+        fitted_on = json.loads((base.folder / "genrec.json").read_text(encoding="utf-8"))["fitted_on"]
+        if recipe.identifiers is not None and (wanted.file or wanted.scheme != found.scheme):
             raise ConfigError(
-                f"base {base.name} has identifiers for {len(found.item_ids)} items, and they are not the "
-                f"{len(data.item_ids)} items of {recipe.data}, in that order. Train a base on this data first."
+                f"recipe: [identifiers] asks for {wanted.file or wanted.scheme!r}, and base {base.name} brings its "
+                f"own ({found.scheme!r}). Remove [identifiers] to inherit them."
             )
-        if recipe.identifiers is not None and recipe.identifiers.scheme != found.scheme:
-            raise ConfigError(
-                f"recipe: identifiers.scheme is {recipe.identifiers.scheme!r}, and base {base.name} brings "
-                f"{found.scheme!r}. Remove [identifiers] to inherit them."
-            )
-        return found, True
-    told = recipe.identifiers or Recipe.__dataclass_fields__["identifiers"].default
-    scheme, levels, codes = ("atomic", 3, 256) if told is None else (told.scheme, told.levels, told.codes)
-    made = Identifiers.build(scheme, data.item_ids, vectors, levels=levels, codes=codes, seed=recipe.seed)
-    return made, False
+    elif wanted.file:
+        found, source = Identifiers.load(workspace / wanted.file), f"identifiers {wanted.file}"
+        fitted_on = found.fitted_on
+    else:
+        made = Identifiers.build(
+            wanted.scheme, data.item_ids, vectors, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed
+        )
+        return replace(made, fitted_on=split.train_hash) if made.scheme == "semantic" else made, False
+    if list(found.item_ids) != data.item_ids:
+        raise ConfigError(
+            f"{source} has identifiers for {len(found.item_ids)} items, and they are not the {len(data.item_ids)} "
+            f"items of {recipe.data}, in that order. Make them from this data set."
+        )
+    if fitted_on and fitted_on != split.train_hash:
+        raise LeakError(
+            f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this recipe's "
+            f"split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the "
+            "same data, split, ties and seed."
+        )
+    return found, brought.exists()
 
 
 def _sample(cases: Cases, count: int, seed: int) -> np.ndarray:
@@ -390,7 +418,7 @@ def train(
     transformers.set_seed(recipe.seed)
 
     vectors = features.item_vectors(data.items, split.train, dimensions=recipe.features, seed=recipe.seed)
-    identifiers, inherited = identify(recipe, base, data, split, vectors.vectors)
+    identifiers, inherited = identify(recipe, base, root, data, split, vectors.vectors)
     tokenizer = base.tokenizer()
     add_identifier_tokens(tokenizer, identifiers)
     tokenization = Tokenization(tokenizer, identifiers, data.items, max_length=recipe.max_length)

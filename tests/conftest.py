@@ -12,8 +12,12 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import ipaddress
 import socket
+from pathlib import Path
 from typing import Any
 
+import genrec
+import numpy as np
+import polars as pl
 import pytest
 
 
@@ -45,3 +49,56 @@ def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+
+
+def tiny_data(users: int = 40, items: int = 24, seed: int = 0) -> genrec.Dataset:
+    """A log in which the next item is often the next number, with titles that say so; ages of the users."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        item = int(rng.integers(items))
+        for time in range(int(rng.integers(4, 12))):
+            rows.append((f"u{user}", f"i{item}", 1_000_000 + 60 * time))
+            item = (item + 1) % items if rng.random() < 0.8 else int(rng.integers(items))
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").unique(maintain_order=True)
+    catalogue = pl.DataFrame(
+        {
+            "item_id": [f"i{item}" for item in range(items)],
+            "title": [f"Film {item} of series {item // 4}" for item in range(items)],
+            "brand": [f"studio {item // 8}" for item in range(items)],
+        }
+    )
+    people = pl.DataFrame({"user_id": [f"u{user}" for user in range(users)], "age": rng.integers(18, 80, users)})
+    return genrec.Dataset.from_frames(log, catalogue, people, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a tiny data set, a random base, a pretrained base and a LoRA adapter on it. Never change it."""
+    from genrec import base, quickstart, training
+
+    root = tmp_path_factory.mktemp("workspace")
+    quickstart.init(root)
+    for shipped in root.glob("adapters/*.toml"):
+        shipped.unlink()
+    data = tiny_data()
+    data.save(root / "data" / "tiny")
+    base.create(data.items["title"].to_list(), root / "adapters" / "random", vocabulary=300, width=16, context=128)
+    common = 'data = "data/tiny"\nmax_length = 64\nfeatures = 8\n[[tasks]]\nprompt = "prompts/next_item.jinja"\n'
+    (root / "adapters" / "pretrained.toml").write_text(
+        'base = "adapters/random"\ntuning = "full"\n' + common
+        + "[walks]\nalone = 0.25\nshare = 0.5\n[training]\nnum_train_epochs = 4\nlearning_rate = 1e-2\n"
+    )  # fmt: skip
+    (root / "adapters" / "lora.toml").write_text(
+        'base = "adapters/pretrained"\n' + common
+        + '[[tasks]]\nprompt = "prompts/title_to_item.jinja"\nweight = 0.5\n'
+        + '[[tasks]]\nprompt = "prompts/item_to_title.jinja"\nweight = 0.5\n'
+        + "[lora]\nr = 4\n[training]\nnum_train_epochs = 1\nlearning_rate = 1e-2\n"
+    )  # fmt: skip
+    (root / "eval" / "tiny.toml").write_text(
+        'data = "data/tiny"\nk = [5, 10]\nnum_beams = 24\n'
+        '[adapters]\nbase = "adapters/pretrained"\nlora = "adapters/lora"\n'
+    )
+    for name in ("pretrained", "lora"):
+        training.train(root / "adapters" / f"{name}.toml")
+    return root

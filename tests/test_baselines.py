@@ -114,6 +114,21 @@ def test_recency_lets_the_last_item_weigh_most() -> None:
     assert recommend(fitted, [np.array([2, 0])], 2).tolist() == [[1, 3]]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("popularity", {}), ("item_knn", {"decay": 0.6, "window": 20}), ("transitions_text", {"power": 0.5})],
+)
+def test_parameters_make_the_same_again(name: str, expected: dict[str, float]) -> None:
+    baseline = BASELINES[name]()
+    assert baseline.parameters == expected
+    assert type(baseline)(**baseline.parameters).parameters == expected
+
+
+def test_parameters_are_those_in_use() -> None:
+    assert ItemKNN(decay=0.9, window=3).parameters == {"decay": 0.9, "window": 3}
+    assert TransitionsText(power=0).parameters == {"power": 0}
+
+
 def test_bad_input_is_refused() -> None:
     for name in BASELINES:
         with pytest.raises(DataError, match="holds item 6"):

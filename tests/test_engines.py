@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
+
 from genrec.decoding import Trie
 from genrec.engines import Engine
 from genrec.engines.dummy import DummyEngine
 from genrec.engines.local import LocalEngine
 from genrec.errors import DecodingError
-from peft import LoraConfig, get_peft_model
 
 VOCAB, CONTEXT, WINDOW = 97, 160, 6
 # Weights wide enough that attention matters: with the usual 0.02 a wrong mask would hardly move a score.
-_COMMON: dict[str, Any] = dict(
-    vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=8, max_position_embeddings=CONTEXT, initializer_range=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-_GPT: dict[str, Any] = dict(vocab_size=VOCAB, initializer_range=0.3, bos_token_id=1, eos_token_id=2)
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": CONTEXT, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GPT: dict[str, Any] = {"vocab_size": VOCAB, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2}
 _SLIDING = ["sliding_attention", "full_attention"]
 
 MODELS: dict[str, Callable[[], hf.PreTrainedModel]] = {
@@ -100,7 +102,7 @@ def forward_scores(model: hf.PreTrainedModel, prompt: np.ndarray, table: np.ndar
 def assert_ranking(
     items: np.ndarray, scores: np.ndarray, expected: np.ndarray, open_items: np.ndarray, atol: float = 1e-5
 ) -> None:
-    """``items`` and ``scores`` are all ``open_items``, best first, with their ``expected`` scores; the rest is padding."""
+    """``items`` and ``scores`` are all ``open_items``, best first, with ``expected`` scores; the rest is padding."""
     found = items[: len(open_items)]
     assert sorted(found.tolist()) == sorted(open_items.tolist())
     np.testing.assert_allclose(scores[: len(found)], expected[found], atol=atol)
@@ -205,7 +207,7 @@ class TestContract:
 
     @pytest.mark.parametrize("beams", [0, -1, 65_537])
     def test_refuses_beams_out_of_range(self, engine: Engine, beams: int) -> None:
-        with pytest.raises(DecodingError, match="num_beams must be 1 .. 65536"):
+        with pytest.raises(DecodingError, match=r"num_beams must be 1 \.\. 65536"):
             engine.beam_search([np.array([5])], Trie.build(np.array([[3], [4]])), beams)
 
     def test_refuses_bad_tokens(self, engine: Engine) -> None:
@@ -260,13 +262,18 @@ class TestLocalAgainstTransformers:
             for depth in range(longest):
                 legal.setdefault(tuple(row[:depth]), set()).add(row[depth])
         for prompt in random_prompts(beams, 2, shortest=WINDOW + 4):
+            start = len(prompt)
+
+            def after(_: int, ids: torch.Tensor, start: int = start) -> list[int]:
+                return sorted(legal[tuple(ids[start:].tolist())])
+
             output = engine.model.generate(
-                torch.tensor(prompt[None]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                num_beams=beams, num_return_sequences=beams, max_new_tokens=longest, do_sample=False, length_penalty=0.0,
-                early_stopping=True, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_scores=True,
-                prefix_allowed_tokens_fn=lambda _, ids, start=len(prompt): sorted(legal[tuple(ids[start:].tolist())]),
+                torch.tensor(prompt[None]), attention_mask=torch.ones(1, start, dtype=torch.long),
+                prefix_allowed_tokens_fn=after, num_beams=beams, num_return_sequences=beams, max_new_tokens=longest,
+                do_sample=False, length_penalty=0.0, early_stopping=True, eos_token_id=None, pad_token_id=0,
+                return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
-            expected = [tuple(row) for row in output.sequences[:, len(prompt) :].tolist()]
+            expected = [tuple(row) for row in output.sequences[:, start:].tolist()]
             found = engine.beam_search([prompt], Trie.build(table), beams)
             assert [tuple(table[item].tolist()) for item in found.items[0]] == expected
             if beams > 1:  # greedy search has no sequences_scores
@@ -340,9 +347,9 @@ class TestLocal:
         prompts = [np.array([50, 51]), np.array([50, 90, 51, 52]), np.array([52])]
         with torch.no_grad():
             engine.model.model.embed_tokens.weight[90] = float("nan")
-        with pytest.raises(DecodingError, match="prompt 1: .* not finite"):
+        with pytest.raises(DecodingError, match=r"prompt 1: .* not finite"):
             engine.beam_search(prompts, trie, 3)
-        with pytest.raises(DecodingError, match="prompt 1: .* not finite"):
+        with pytest.raises(DecodingError, match=r"prompt 1: .* not finite"):
             engine.score(prompts, [np.array([5])] * 3)
         with torch.no_grad():
             engine.model.lm_head.weight[:] = float("inf")
@@ -384,7 +391,7 @@ class TestLocal:
             return forward(self, *args, attention_mask=None, **kwargs)
 
         monkeypatch.setattr(hf.LlamaModel, "forward", changed)
-        with pytest.warns(UserWarning, match="LlamaForCausalLM cannot decode beams as a tree"):
+        with pytest.warns(UserWarning, match=r"LlamaForCausalLM \(sdpa attention\) cannot decode beams as a tree"):
             engine = LocalEngine(model)
         table, prompts = random_catalogue(1, 20), random_prompts(1, 3)
         found = engine.beam_search(prompts, Trie.build(table), len(table))

@@ -167,7 +167,7 @@ def test_user_rows() -> None:
 @pytest.mark.parametrize(
     ("user", "item", "place", "message"),
     [
-        ("{{ item.titel }}", row(), "1:20", "Did you mean `title`?"),
+        ("{{ item.titel }}", row(), "1:20", "Did you mean 'title'?"),
         ("\n{{ item.title }}{{ item.list }}", row(5, list=["a"]), "2:20", "(item_id 'i5'): a list cannot be printed"),
         ("{{ item.when }}", row(when=b"x"), "1:20", "type bytes"),
         ("{% for c in item.title %}{{ c }}{% endfor %}", row(), "1:", "a list is needed"),
@@ -256,7 +256,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         (sequence() + "\n\n  text", "3:3", "outside of the blocks"),
         (sequence() + "\n {{ item.title }}", "2:5", "outside of the blocks"),
         (sequence() + "\n{% if true %}{% endif %}", "2:4", "outside of the blocks"),
-        (sequence() + "\n{% block systen %}{% endblock %}", "2:4", "unknown block `systen`. Did you mean `system`?"),
+        (sequence() + "\n{% block systen %}{% endblock %}", "2:4", "unknown block `systen`. Did you mean 'system'?"),
         (sequence() + "\n{% block item %}{{ item.identifier }}{% endblock %}", "2:4", "a second block `item`"),
         (sequence("\n{{ item.identifier }}"), "1:39", "does not begin with"),
         (sequence("{{ item.title }}{{ item.identifier }}"), "1:39", "does not begin with"),
@@ -417,9 +417,9 @@ def test_refused_when_loading_with_its_line(text: str, tmp_path: Path) -> None:
 
 
 def test_did_you_mean_and_columns() -> None:
-    with pytest.raises(PromptError, match=r"^test:2:4: the block `user` cannot read `itm`. Did you mean `item`\?"):
+    with pytest.raises(PromptError, match=r"^test:2:4: the block `user` cannot read `itm`. Did you mean 'item'\?"):
         Prompt.parse(question("\n{{ itm.title }}"), "test")
-    with pytest.raises(PromptError, match=r"^test:1:33: the filter `uper` is not allowed. Did you mean `upper`\?"):
+    with pytest.raises(PromptError, match=r"^test:1:33: the filter `uper` is not allowed. Did you mean 'upper'\?"):
         Prompt.parse(question("{{ item.title | uper }}"), "test")
 
 
@@ -444,11 +444,11 @@ def test_check_lists_all_problems_in_order(tmp_path: Path) -> None:
         (4, 35),
     ]
     titel, uper, tag, brand, age, lipsum = problems
-    assert titel == Problem(2, 9, "the table of `item` has no column `titel`.", "Did you mean `title`?")
+    assert titel == Problem(2, 9, "the table of `item` has no column `titel`.", "Did you mean 'title'?")
     assert "the filter `uper`" in uper.message
     assert "`tag` is not used" in tag.message
     assert "the answer leaks: `item.brand`" in brand.message
-    assert age.fix == "Did you mean `age`?"
+    assert age.fix == "Did you mean 'age'?"
     assert "`lipsum()` is not allowed" in lipsum.message
     assert all(problem.fix and str(problem).startswith(f"{problem.line}:{problem.column}: ") for problem in problems)
 
@@ -460,7 +460,7 @@ def test_prompt_check_is_lint_alone() -> None:
     assert "leaks" in leak.message
     history = Prompt.parse(question("{% for p in history %}{{ p.titel }}{% endfor %}"), "test")
     assert history.check() == []
-    assert [problem.fix for problem in history.check(["title"])] == ["Did you mean `title`?"]
+    assert [problem.fix for problem in history.check(["title"])] == ["Did you mean 'title'?"]
     assert history.check(["titel"], []) == []
 
 

@@ -73,7 +73,7 @@ def token_arrays(
 
 
 def check_search(trie: Trie, num_beams: int, vocab_size: int, n: int, *lists: Sequence[Ints | None] | None) -> None:
-    """Refuse a number of beams out of range, a trie made for another vocabulary, and lists that are not one a prompt."""
+    """Refuse a number of beams out of range, a trie made for another vocabulary, and lists that are not one each."""
     if not 1 <= num_beams <= MAX_BEAMS:
         raise DecodingError(f"num_beams must be 1 .. {MAX_BEAMS}, not {num_beams}")
     if (token := int(trie.token.max())) >= vocab_size:

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrec import config
+from genrec.config import IdentifierRecipe, Recipe, Spec, Task, Validation, WalkRecipe, load_recipe, load_spec
+from genrec.errors import ConfigError
+from genrec.prompts import Prompt
+
+ROOT = Path(__file__).parent.parent
+RECIPES, SPECS = sorted((ROOT / "adapters").glob("*.toml")), sorted((ROOT / "eval").glob("*.toml"))
+MINIMAL = 'base = "b"\ndata = "d"\n[[tasks]]\nprompt = "p.jinja"\n'
+RECIPE = Recipe("b", "d", (Task("p.jinja"),))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "adapters" / "shop.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_minimal_recipe_has_the_defaults(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, MINIMAL)) == RECIPE
+
+
+def test_all_tables_are_built_into_their_dataclasses(tmp_path: Path) -> None:
+    text = (
+        'base = "b"\ndata = "d"\ntasks = [{prompt = "p.jinja", weight = 2}]\n'
+        '[identifiers]\nscheme = "semantic"\nlevels = 2\n[walks]\nshare = 1\n[validation]\nusers = 5\n'
+        '[training]\nlearning_rate = 1e-3\n[lora]\nr = 4\ntarget_modules = ["q_proj"]\n'
+    )
+    assert load_recipe(write(tmp_path, text)) == replace(
+        RECIPE,
+        tasks=(Task("p.jinja", 2.0),),
+        identifiers=IdentifierRecipe("semantic", 2),
+        walks=WalkRecipe(share=1.0),
+        validation=Validation(users=5),
+        training={"learning_rate": 1e-3},
+        lora={"r": 4, "target_modules": ["q_proj"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("max_lenght = 9\n", "shop.toml: unknown key 'max_lenght'", "Did you mean 'max_length'?"),
+        ("[walks]\nalnoe = 0.5\n", "shop.toml: walks: unknown key 'alnoe'", "Did you mean 'alone'?"),
+        ("zzzzzzz = 1\n", "shop.toml: unknown key 'zzzzzzz'", "Known: base, data, dropout"),
+        ("max_length = 2.5\n", "shop.toml: max_length is 2.5", "type int"),
+        ("max_length = true\n", "shop.toml: max_length is True", "type int"),
+        ('dropout = "high"\n', "shop.toml: dropout is 'high'", "type float"),
+        ("dropout = true\n", "shop.toml: dropout is True", "type float"),
+        ("base = 5\n", "shop.toml: base is 5", "type str"),
+        ('tuning = "lorra"\n', "shop.toml: tuning is 'lorra'", "Did you mean 'lora'?"),
+        ('dtype = "float16"\n', "shop.toml: dtype is 'float16'", "'bfloat16'"),
+        ('tasks = "next_item"\n', "shop.toml: tasks is 'next_item'", "a list"),
+        ('tasks = ["next_item"]\n', "shop.toml: tasks[0] is 'next_item'", "a table"),
+        ("tasks = [{weight = 1.0}]\n", "shop.toml: tasks[0]", "'prompt' is missing"),
+        ("walks = 0.5\n", "shop.toml: walks is 0.5", "a table"),
+        ("training = [1]\n", "shop.toml: training is [1]", "a table"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_place(tmp_path: Path, text: str, where: str, what: str) -> None:
+    key = text.split(" ")[0]
+    rest = "" if key == "tasks" else 'tasks = [{prompt = "p"}]\n'
+    given = ("" if key == "base" else 'base = "b"\n') + 'data = "d"\n' + rest + text
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write(tmp_path, given))
+    assert where in str(error.value)
+    assert what in str(error.value)
+
+
+def test_a_missing_key_a_missing_file_a_folder_and_no_toml_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shop\.toml: the key 'data' is missing"):
+        load_recipe(write(tmp_path, 'base = "b"\ntasks = []\n'))
+    with pytest.raises(ConfigError, match=r"shp\.toml: no such file\. Did you mean '.*shop\.toml'\?"):
+        load_recipe(tmp_path / "adapters" / "shp.toml")
+    with pytest.raises(ConfigError, match=r"nowhere/shop\.toml: no such file\.$"):
+        load_recipe(tmp_path / "nowhere" / "shop.toml")
+    with pytest.raises(ConfigError, match="is a folder; a .toml file is wanted"):
+        load_recipe(tmp_path / "adapters")
+    with pytest.raises(ConfigError, match=r"shop\.toml: not valid TOML: .*line 2"):
+        load_recipe(write(tmp_path, 'base = "b"\ndata = = 1\n'))
+    (tmp_path / "adapters" / "latin.toml").write_bytes('base = "caf\xe9"\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.toml: not valid TOML"):
+        load_recipe(tmp_path / "adapters" / "latin.toml")
+
+
+# Overrides
+
+
+def test_overrides_are_toml_or_bare_words_and_reach_into_tables(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "[training]\nlearning_rate = 1.0\n")
+    changes = ["training.learning_rate=5e-4", "training.max_steps=3", "tuning=full", 'base="c"', "walks.share=1", "d=1"]
+    made = load_recipe(path, changes[:-1])
+    assert made.training == {"learning_rate": 5e-4, "max_steps": 3}
+    assert (made.tuning, made.base, made.walks.share) == ("full", "c", 1.0)
+    with pytest.raises(ConfigError, match=r"unknown key 'd'"):
+        load_recipe(path, changes)
+    assert load_recipe(path, ["base=a=b"]).base == "a=b"
+    assert load_recipe(path, ["base=HuggingFaceTB/SmolLM2-135M"]).base == "HuggingFaceTB/SmolLM2-135M"
+
+
+def test_overriding_leaves_the_given_table_as_it_was() -> None:
+    table = {"training": {"learning_rate": 1.0}}
+    assert config.override(table, ["training.learning_rate=2.0", "walks.share=1"]) == {
+        "training": {"learning_rate": 2.0},
+        "walks": {"share": 1},
+    }
+    assert table == {"training": {"learning_rate": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed", "'seed' is no assignment. Write key=value"),
+        ("=5", "'=5' is no assignment"),
+        ("base.name=x", "'base' is no table, its value is 'b'"),
+        ("training..x=1", "'training..x=1' is no assignment"),
+        ("training.=1", "'training.=1' is no assignment"),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path: Path, assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write(tmp_path, MINIMAL), [assignment])
+    assert message in str(error.value)
+
+
+# What the dataclasses refuse
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ()}, "tasks is empty"),
+        ({"tasks": (Task("p", -1.0), Task("q", 1.0))}, "tasks.weight is [-1.0, 1.0]"),
+        ({"tasks": (Task("p", 0.0),)}, "tasks.weight is [0.0]"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"tuning": "full", "lora": {"r": 4}}, "Remove [lora]"),
+        ({"walks": WalkRecipe(share=-1.0)}, "walks.share is -1.0"),
+        ({"walks": WalkRecipe(alone=1.0)}, "1.0 (at least 0, below 1)"),
+        ({"walks": WalkRecipe(length=1)}, "walks.length is 1"),
+        ({"walks": WalkRecipe(neighbours=0)}, "0 (at least 1)"),
+        ({"validation": Validation(per_epoch=0.0)}, "validation.per_epoch is 0.0"),
+        ({"validation": Validation(users=-1)}, "validation.users is -1"),
+        ({"validation": Validation(patience=-1)}, "validation.patience -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_recipe_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(RECIPE, **changes)
+    assert str(error.value).startswith("recipe: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": ()}, "k is []"),
+        ({"k": (5, 0)}, "k is [5, 0]"),
+        ({"num_beams": 19}, "num_beams is 19, below the largest k, 20"),
+        ({"adapters": {}, "baselines": ()}, "neither adapters nor baselines"),
+        ({"users": -1}, "users is -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_spec_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Spec(**{"data": "d", **changes})
+    assert str(error.value).startswith("spec: ")
+    assert message in str(error.value)
+
+
+def test_a_spec_takes_an_unset_and_a_set_truth_value(tmp_path: Path) -> None:
+    path = write(tmp_path, 'data = "d"\nk = [1]\n[adapters]\nmine = "adapters/mine"\n')
+    assert load_spec(path).exclude_seen is None
+    assert load_spec(path, ["exclude_seen=false"]).exclude_seen is False
+    assert load_spec(path).adapters == {"mine": "adapters/mine"}
+    with pytest.raises(ConfigError, match=r"exclude_seen is 1\. It takes a value of type bool"):
+        load_spec(path, ["exclude_seen=1"])
+    with pytest.raises(ConfigError, match=r"k\[1\] is 'x'\. It takes a value of type int"):
+        load_spec(path, ['k=[1, "x"]'])
+    with pytest.raises(ConfigError, match=r"adapters\.mine is 3\. It takes a value of type str"):
+        load_spec(path, ["adapters.mine=3"])
+
+
+# The workspace
+
+
+def test_the_workspace_is_the_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.workspace_of(tmp_path / "adapters" / "shop.toml") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert config.workspace_of(Path("adapters/shop.toml")) == tmp_path
+    assert config.workspace_of(Path("shop.toml")) == tmp_path.parent
+
+
+def test_as_table_is_what_from_table_reads() -> None:
+    table = config.as_table(replace(RECIPE, identifiers=IdentifierRecipe("semantic"), lora={"r": 2}))
+    assert config.as_table(config.from_table(Recipe, table, "again")) == table
+
+
+def test_something_is_shipped() -> None:
+    assert RECIPES
+    assert SPECS
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_names_prompts_that_load(path: Path) -> None:
+    prompts = [Prompt.load(config.workspace_of(path) / task.prompt) for task in load_recipe(path).tasks]
+    assert any(prompt.kind == "sequence" for prompt in prompts)
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_every_shipped_spec_loads_and_names_adapters_with_recipes(path: Path) -> None:
+    from genrec.baselines import BASELINES
+
+    spec = load_spec(path)
+    assert set(spec.baselines) <= set(BASELINES)
+    for adapter in spec.adapters.values():
+        recipe = load_recipe((config.workspace_of(path) / adapter).with_suffix(".toml"))
+        assert recipe.data == spec.data
