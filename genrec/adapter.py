@@ -221,6 +221,11 @@ class Adapter:
         return adapter
 
     @property
+    def hash(self) -> str:
+        """SHA-256 over everything that decides its scores: its files and its base."""
+        return files.text_hash(json.dumps([self.manifest["base"]["hash"], self.manifest["files"]], sort_keys=True))
+
+    @property
     def tuning(self) -> str:
         """``lora`` or ``full``."""
         return str(self.manifest["tuning"])

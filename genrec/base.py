@@ -245,4 +245,3 @@ def create(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return Path(out)
-

@@ -121,7 +121,7 @@ class TransitionsText:
     Args:
         power: 1 makes the first part a conditional probability, 0 leaves the plain count; between 0 and 1.
 
-    The default power is the best of 0, 0.5 and 1, measured as for ``ItemKNN`` (0.25 and 0.75 for comparison):
+    The default power is the best of these, measured as for ``ItemKNN``:
 
     ==============  =====  =====  =====  =====  =====
     power               0   0.25    0.5   0.75      1
@@ -133,9 +133,9 @@ class TransitionsText:
     ==============  =====  =====  =====  =====  =====
     """
 
-    def __init__(self, *, power: float = 0.5) -> None:
+    def __init__(self, *, power: float = 0.25) -> None:
         if not 0 <= power <= 1:
-            raise ConfigError(f"TransitionsText needs a power between 0 and 1, found {power}. The usual value is 0.5.")
+            raise ConfigError(f"TransitionsText needs a power between 0 and 1, found {power}. The usual value is 0.25.")
         self.power = power
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import polars as pl
 from genrec import files, progress, readers
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, StorageError
-from genrec.recommender import Recommender
+from genrec.recommender import Recommender, beams_for
 from genrec.splits import histories_hash
 
 
@@ -79,7 +79,7 @@ def read_users(source: str | Path | pl.DataFrame | Any) -> pl.DataFrame:
         raise DataError(f"{where}: row {number} column user_id is empty. Give every user an id.")
     doubled = frame.filter(pl.col("user_id").is_duplicated())
     if len(doubled):
-        raise DataError(f"{where}: user {doubled['user_id'][0]!r} stands in {len(doubled)} rows at once. Keep one each.")
+        raise DataError(f"{where}: user {doubled['user_id'][0]!r} stands in {len(doubled)} rows at once. Keep one.")
     if not len(frame):
         raise DataError(f"{where}: there is no user in it.")
     return frame.with_columns(pl.col("history").fill_null([]))
@@ -114,8 +114,9 @@ def run_batch(
         ConfigError: ``out`` holds another job (what differs is named), or a key is out of range.
         StorageError: The disk refused; whole shards stay, and the same command goes on.
     """
-    if k < 1 or shard_size < 1:
-        raise ConfigError(f"batch: k is {k} and shard_size {shard_size}. Both are at least 1.")
+    beams_for(k, num_beams)
+    if shard_size < 1:
+        raise ConfigError(f"shard_size is {shard_size}. It is at least 1.")
     recommender = adapter if isinstance(adapter, Recommender) else Recommender.load(adapter, engine=engine)  # type: ignore[arg-type]
     frame = read_users(users)
     histories = []
@@ -124,20 +125,22 @@ def run_batch(
             histories.append(recommender.indices(history))
         except DataError as error:
             raise type(error)(f"user {user!r}, column history: {error}") from None
+    read = [column for column in sorted(recommender.adapter.prompt.reads.get("user", ())) if column in frame.columns]
+    told = frame.select(read).to_dicts() if read else None
     folder = Path(out)
     job = {
         "adapter": recommender.adapter.path.name,
-        "adapter_hash": files.text_hash(json.dumps(recommender.adapter.manifest["files"], sort_keys=True)),
+        "adapter_hash": recommender.adapter.hash,
         "engine": type(recommender.engine).__name__,
         "users": len(frame),
-        "users_hash": files.text_hash(histories_hash(histories, recommender.item_ids), *frame["user_id"].to_list()),
+        "users_hash": files.text_hash(
+            histories_hash(histories, recommender.item_ids), *frame["user_id"], json.dumps(told, default=str)
+        ),
         "k": k,
         "num_beams": num_beams,
         "shard_size": shard_size,
     }
     _claim(folder, job)
-    extra = [column for column in frame.columns if column not in ("user_id", "history")]
-    told = frame.select(extra).to_dicts() if extra else None
     rows = reused = fewer = 0
     starts = range(0, len(frame), shard_size)
     with progress.bar("recommending", len(frame)) as advance:
@@ -200,8 +203,3 @@ def _shard(
             "score": pl.Series(found.scores[case, place], dtype=pl.Float32),
         }
     )
-
-
-def as_table(summary: Summary) -> dict[str, Any]:
-    """A summary as a plain table, for ``--json``."""
-    return asdict(summary)

@@ -1,4 +1,4 @@
-"""The command line: one command is one call of one function. Results go to standard output, progress to standard error."""
+"""The command line: one command is one call of one function. Results on standard output, the rest on standard error."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, once the new is complete.")]
 Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
+SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
 EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="What runs the model; dummy runs none.")]
 
 app = typer.Typer(
@@ -38,15 +39,23 @@ for name, part in (("data", data_app), ("ids", ids_app), ("base", base_app), ("p
     app.add_typer(part, name=name)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+]
+
+
 @app.callback()
 def _main(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Version = False,
 ) -> None:
     progress.quiet = quiet
-    if version:
-        print(__version__)
-        raise typer.Exit
 
 
 def main() -> None:
@@ -66,15 +75,14 @@ def _print_table(title: str, columns: list[str], rows: list[list[Any]], right: t
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    table: Table = RichTable(title=title, title_justify="left", title_style="bold")
+    table: Table = RichTable(title=title, title_justify="left", title_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
-    # A table that is piped keeps its width instead of being folded to 80 columns.
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console.width = 200
+        console.width = 100_000  # What is piped takes the width that it needs; nothing is folded.
     console.print(table)
 
 
@@ -153,7 +161,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The workspace to make.")])
 
 @app.command()
 def doctor(json_: Json = False) -> None:
-    """What is installed, what works here, what to install for the rest. Exit code 1 when something needed is missing."""
+    """What is installed, what works here, what to install for the rest. Exit code 1 when something is missing."""
     from genrec.doctor import examine
 
     found = examine(Path.cwd())
@@ -179,8 +187,8 @@ def data_fetch(
 
 @data_app.command("import")
 def data_import(
-    paths: Annotated[list[Path], typer.Argument(help="A folder, or files: the log, and items… and users… files.")],
     out: Annotated[Path, typer.Option(help="The data set folder to write, such as data/shop.")],
+    paths: Annotated[list[Path] | None, typer.Argument(help="A folder, or a log, items… and users… files.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Of the files; unset: by their names.")] = None,
     interactions: Annotated[list[Path] | None, typer.Option(help="A log, whatever its name.")] = None,
     items: Annotated[Path | None, typer.Option(help="The catalogue, whatever its name.")] = None,
@@ -189,10 +197,10 @@ def data_import(
     item_column: Annotated[list[str] | None, typer.Option(help="Of the catalogue: ours=theirs.")] = None,
     user_column: Annotated[list[str] | None, typer.Option(help="Of the users table: ours=theirs.")] = None,
     min_rating: Annotated[float | None, typer.Option(help="Only ratings from here on count.")] = None,
-    event: Annotated[list[str] | None, typer.Option(help="A positive event, or event=weight; others are left out.")] = None,
-    keep_seen: Annotated[bool, typer.Option(help="Items may be consumed again: never leave out those of a history.")] = False,
+    event: Annotated[list[str] | None, typer.Option(help="A positive event, or event=weight; no others.")] = None,
+    keep_seen: Annotated[bool, typer.Option(help="Items may be taken again: leave out none of a history.")] = False,
     core: Annotated[int, typer.Option(help="Keep users and items with at least so many interactions.")] = 0,
-    on_bad_row: Annotated[Literal["fail", "skip"], typer.Option(help="Stop at malformed rows, or save and skip them.")] = "fail",
+    on_bad_row: Annotated[Literal["fail", "skip"], typer.Option(help="Stop at them, or save and skip them.")] = "fail",
     name: Annotated[str | None, typer.Option(help="Of the data set; unset: the name of the folder.")] = None,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -210,7 +218,7 @@ def data_import(
             except ValueError:
                 raise ConfigError(f"--event {text!r}: the weight after = is no number.") from None
     data = import_files(
-        paths,
+        paths or (),
         format=format_,
         interactions=interactions,
         items=items,
@@ -227,7 +235,7 @@ def data_import(
     if core:
         data = data.k_core(core, core)
     data.save(out, overwrite=overwrite)
-    _print_summary(data.summary(), json_)
+    _print_summary(str(out), data.summary(), json_)
 
 
 @data_app.command("inspect")
@@ -235,24 +243,26 @@ def data_inspect(path: Annotated[Path, typer.Argument(help="A data set folder.")
     """Counts, sparsity, duplicates, ties, time range, titles missing, cold items."""
     from genrec.dataset import Dataset
 
-    _print_summary(Dataset.load(path).summary(), json_)
+    _print_summary(str(path), Dataset.load(path).summary(), json_)
 
 
-def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
+def _print_summary(title: str, summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(summary)
         return
     rows = []
     for key, value in summary.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{inner} {_number(found)}" for inner, found in value.items())
+            value = ", ".join(f"{inner}: {_number(found)}" for inner, found in value.items())
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         rows.append([key.replace("_", " "), _number(value)])
-    _print_table(str(summary.get("name", "data")), ["", ""], rows)
+    _print_table(title, ["", ""], rows)
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -265,7 +275,7 @@ def ids_build(
     scheme: Annotated[str, typer.Option(help="atomic, semantic or random.")] = "atomic",
     levels: Annotated[int, typer.Option(help="Codes per identifier, of semantic and random.")] = 3,
     codes: Annotated[int, typer.Option(help="Different codes per level, of semantic and random.")] = 256,
-    split: Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")] = "leave_one_out",
+    split: SplitName = "leave_one_out",
     seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
 ) -> None:
     """Give every item an identifier. A recipe uses the file by identifiers.file."""
@@ -286,11 +296,7 @@ def ids_inspect(
     from genrec.identifiers import Identifiers
 
     found = Identifiers.load(path / "identifiers.parquet" if path.is_dir() else path)
-    table = found.summary(item or [])
-    if json_:
-        _print_json(table)
-        return
-    _print_table(str(path), ["", ""], [[key.replace("_", " "), str(value)] for key, value in table.items()])
+    _print_summary(str(path), found.summary(item or []), json_)
 
 
 @base_app.command("create")
@@ -330,7 +336,9 @@ def train(
     if json_:
         _print_json({"adapter": str(out), "kept": kept})
     else:
-        print(f"{out}\nkept step {kept['step']}: validation NDCG@10 {kept['ndcg@10']:.4f}, recall@10 {kept['recall@10']:.4f}")
+        print(out)
+        told = f"NDCG@10 {kept['ndcg@10']:.4f}, recall@10 {kept['recall@10']:.4f}"
+        print(f"kept step {kept['step']}: validation {told}")
         print(f"learning curve: {out / 'learning_curve.png'}")
 
 
@@ -338,7 +346,7 @@ def train(
 def recommend(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
     user: Annotated[str | None, typer.Option(help="A user of the data set, with the whole history.")] = None,
-    history: Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id". Empty: the head answers.')] = None,
+    history: Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id"; may be empty.')] = None,
     data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items.")] = 10,
     engine: EngineName = "local",
@@ -400,7 +408,7 @@ def eval_(
     if json_:
         _print_json({"name": report.name, "protocol": report.protocol, "rows": report.rows})
     else:
-        _print_report(f"{report.name}: {report.protocol['kind']}, {report.protocol['cases']} cases", report.rows)
+        _print_report(f"{report.name}: {report.protocol['split']}, {report.protocol['cases']} cases", report.rows)
         print(f"report: {written}")
 
 
@@ -412,7 +420,7 @@ def prompts_list(
     from genrec.errors import PromptError
     from genrec.prompts import Prompt, list_prompts
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in list_prompts(folder):
         try:
             prompt = Prompt.load(path)
@@ -484,15 +492,14 @@ def prompts_render(
     from rich.text import Text
 
     styles = {"frame": "dim", "template": "cyan", "data": "green", "identifier": "magenta"}
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for title, spans in (("read", found.read), ("trained" if found.kind == "question" else "next", found.answer)):
-        text = Text()
-        for span in spans:
-            text.append(span.text, style=styles[span.kind])
-        console.print(Text(f"{title}: ", style="bold"), text)
-    console.print(
-        Text.assemble("colours: ", *[part for kind, style in styles.items() for part in ((kind, style), " ")])
-    )
+        if spans:
+            text = [(span.text, styles[span.kind]) for span in spans]
+            console.print(Text.assemble((f"{title}: ", "bold"), *text))
+    if console.is_terminal:
+        legend = [part for kind, style in styles.items() for part in (" ", (kind, style))]
+        console.print(Text.assemble("colours:", *legend))
     print(
         f"tokens: {found.tokens['head']} head, {found.tokens['history']} history, {found.tokens['answer']} answer, "
         f"{found.tokens['free']} of {found.tokens['max_length']} free; {found.cut} oldest events were cut"

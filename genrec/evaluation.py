@@ -73,7 +73,9 @@ def cell(value: dict[str, float]) -> str:
     return short(value["mean"]) + (f" [{short(value['low'])}, {short(value['high'])}]" if "low" in value else "")
 
 
-def measure(recommended: np.ndarray, targets: np.ndarray, ks: Sequence[int], n_items: int) -> dict[str, dict[str, float]]:
+def measure(
+    recommended: np.ndarray, targets: np.ndarray, ks: Sequence[int], n_items: int
+) -> dict[str, dict[str, float]]:
     """Every metric at every cut-off of ranked lists int32 [cases, n], padded with -1: mean and 95% interval."""
     place = metrics.ranks(recommended, targets)
     row: dict[str, dict[str, float]] = {}
@@ -174,6 +176,7 @@ def evaluate(
         manifest = recommender.adapter.manifest
         told[label] = {
             "folder": folder,
+            "hash": recommender.adapter.hash,
             "tuning": manifest["tuning"],
             "identifiers": manifest["identifiers"]["scheme"],
             "prompt": recommender.adapter.prompt.name,

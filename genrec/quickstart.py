@@ -82,6 +82,16 @@ def is_current(recipe_path: Path) -> bool:
     )
 
 
+def is_reported(report: dict[str, Any], spec_path: Path, data: Dataset) -> bool:
+    """Whether a saved report is of this spec, this data and the adapters that are there."""
+    spec = load_spec(spec_path)
+    if report.get("spec") != json.loads(json.dumps(as_table(spec))) or report["protocol"]["data_hash"] != data.hash:
+        return False
+    measured = {label: told["hash"] for label, told in report["protocol"]["adapters"].items()}
+    workspace = spec_path.absolute().parent.parent
+    return measured == {label: Adapter.load(workspace / folder).hash for label, folder in spec.adapters.items()}
+
+
 def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
     """Fetch, import, make a base, pretrain, LoRA-tune, evaluate, recommend for everybody.
 
@@ -118,7 +128,7 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
             raw = readers.fetch(NAME, cache or root / "data" / "cache")
             data = readers.import_files([raw], format=NAME, name=NAME)
             data.save(folder)
-    small = root / load_recipe(recipes[f"{NAME}-base"]).base
+    small = root / "adapters" / "small-random"
     with stage("base", "a small base with random weights, its tokenizer trained on the titles") as reuse:
         if small.exists():
             reuse()
@@ -138,7 +148,7 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
     saved = root / "eval" / "results" / f"{NAME}.json"
     with stage("evaluation", "leave-one-out evaluation beside the baselines") as reuse:
         told = json.loads(saved.read_text(encoding="utf-8")) if saved.exists() else {}
-        if told.get("spec") == json.loads(json.dumps(as_table(load_spec(spec_path)))) and {*recipes} <= {*result.reused}:
+        if is_reported(told, spec_path, data):
             reuse()
         else:
             evaluation.evaluate(spec_path, data).save(saved.parent)
@@ -148,16 +158,17 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
         recommender = Recommender.load(root / "adapters" / NAME)
         out = root / "recommendations" / NAME
         try:
-            result.batch = batch.run_batch(recommender, data.history_frame(), out, k=10)
+            result.batch = batch.run_batch(recommender, folder, out, k=10)
         except ConfigError:  # Of an adapter that was trained again since: these are quickstart's own files.
             shutil.rmtree(out)
-            result.batch = batch.run_batch(recommender, data.history_frame(), out, k=10)
+            result.batch = batch.run_batch(recommender, folder, out, k=10)
         if result.batch.shards_reused == result.batch.shards:
             reuse()
     titles = data.items["title"].to_list()
     for user in _SHOWN_USERS:
-        history = data.histories[data.user_ids.index(user)]
-        found = recommender.recommend([[data.item_ids[item] for item in history]], k=5)[0]
+        index = data.user_ids.index(user)
+        history, row = data.histories[index], None if data.user_rows is None else data.user_rows[index]
+        found = recommender.recommend([[data.item_ids[item] for item in history]], k=5, users=[row])[0]
         result.examples.append(
             {
                 "user_id": user,

@@ -31,6 +31,20 @@ class Recommendation:
     score: float
 
 
+def beams_for(k: int, num_beams: int | None) -> int:
+    """The number of beams of a search for ``k`` items: ``num_beams``, or ``max(50, 2 * k)`` where it is None.
+
+    Raises:
+        ConfigError: ``k`` or ``num_beams`` out of range.
+    """
+    if k < 1:
+        raise ConfigError(f"k is {k}. It is at least 1.")
+    beams = max(50, 2 * k) if num_beams is None else num_beams
+    if beams < k:
+        raise ConfigError(f"num_beams is {beams}, below k, which is {k}. Leave it out, or raise it.")
+    return beams
+
+
 class Recommender:
     """A loaded adapter that answers.
 
@@ -95,8 +109,11 @@ class Recommender:
         """Item ids -> int32 item indices.
 
         Raises:
+            ConfigError: A text instead of a list of item ids.
             UnknownIdError: An item that the adapter does not know, with the closest one that it does.
         """
+        if isinstance(items, str):
+            raise ConfigError(f"a list of item ids is wanted, found the text {items!r}. Write [{items!r}].")
         try:
             return np.array([self._index[item] for item in items], dtype=np.int32)
         except KeyError:
@@ -124,11 +141,7 @@ class Recommender:
         users: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> Beams:
         """``recommend`` on item indices and arrays: the best ``k`` of each history. Arguments as there."""
-        if k < 1:
-            raise ConfigError(f"k is {k}. It is at least 1.")
-        beams = max(50, 2 * k) if num_beams is None else num_beams
-        if beams < k:
-            raise ConfigError(f"num_beams is {beams}, below k, which is {k}. Leave it out, or raise it.")
+        beams = beams_for(k, num_beams)
         seen = self.exclude_seen if exclude_seen is None else exclude_seen
         blocked = [np.unique(history) for history in histories] if seen else None
         found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, blocked=blocked)
@@ -197,7 +210,7 @@ class Recommender:
         if user not in loaded.user_ids:
             close = suggestion(user, loaded.user_ids)
             hint = close if close.startswith("Did") else f"It has {len(loaded.user_ids)} users."
-            raise UnknownIdError(f"user {user!r} is not in {folder}. {hint} Or pass a history: --history \"id,id\"")
+            raise UnknownIdError(f'user {user!r} is not in {folder}. {hint} Or pass a history: --history "id,id"')
         index = loaded.user_ids.index(user)
         history = [loaded.item_ids[item] for item in loaded.histories[index]]
         return history, None if loaded.user_rows is None else loaded.user_rows[index]
@@ -262,6 +275,11 @@ def render(
         size = sum(len(span.ids) for span in read)
         counts = {"head": size, "history": 0}
         cut = 0
+        if prompt.subject == "history":
+            told = [tokenization.item(int(event)) for event in events]
+            about = tokenization.item(asked)
+            while tokenization.head(prompt, row, item=about, history=told[cut:]) != read:
+                cut += 1
     else:
         head = tokenization.head(prompt, row)
         size = sum(len(span.ids) for span in head)

@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import transformers
@@ -146,7 +147,7 @@ class _Trainer(SFTTrainer):
         finally:
             handle.remove()
         loss = torch.nn.functional.cross_entropy(
-            logits.float(), labels[mask].long(), reduction="sum", label_smoothing=self.args.label_smoothing_factor
+            logits.float(), labels[mask], reduction="sum", label_smoothing=self.args.label_smoothing_factor
         )
         count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
         return loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
@@ -158,8 +159,8 @@ class _Trainer(SFTTrainer):
 class _Watch(transformers.TrainerCallback):
     """Evaluates on validation cases, keeps the best weights in memory, draws the bar, stops early."""
 
-    def __init__(self, evaluate: Any, model: torch.nn.Module, every: int, patience: int, advance: Any) -> None:
-        self.evaluate, self.model, self.every, self.patience, self.advance = evaluate, model, every, patience, advance
+    def __init__(self, evaluate: Any, model: torch.nn.Module, marks: set[int], patience: int, advance: Any) -> None:
+        self.evaluate, self.model, self.marks, self.patience, self.advance = evaluate, model, marks, patience, advance
         self.curve: list[dict[str, float]] = []
         self.losses: list[tuple[int, float]] = []
         self.best: dict[str, Any] = {}
@@ -180,8 +181,7 @@ class _Watch(transformers.TrainerCallback):
         self.look(0, 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        last = state.global_step >= state.max_steps
-        if state.global_step % self.every == 0 or last:
+        if state.global_step in self.marks:
             self.look(state.global_step, state.epoch or 0.0)
             behind = len(self.curve) - 1 - self.curve.index(self.best)
             if self.patience and behind >= self.patience:
@@ -369,11 +369,6 @@ def _sample(cases: Cases, count: int, seed: int) -> np.ndarray:
     return chosen
 
 
-def _steps_per_epoch(table: np.ndarray, config: SFTConfig) -> float:
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return math.ceil(len(table) / batch) / (int(table[-1, 0]) + 1)
-
-
 def train(
     recipe: str | Path | Recipe,
     data: Dataset | None = None,
@@ -505,17 +500,24 @@ def _run(
             "recall@10": float(metrics.METRICS["recall"](place, 10).mean()),
         }
 
-    every = max(1, round(_steps_per_epoch(rows.plan.table, config) / recipe.validation.per_epoch))
+    def collate(examples: list[dict[str, int]]) -> dict[str, torch.Tensor]:
+        made = rows.batch([example["row"] for example in examples], tokenization.tokenizer.pad_token_id)
+        return {key: torch.from_numpy(value) for key, value in made.items()}
+
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
     steps = config.max_steps if config.max_steps > 0 else math.ceil(len(rows) / batch)
+    looks = max(1, round((int(rows.plan.table[-1, 0]) + 1) * recipe.validation.per_epoch))
+    marks = {round(steps * look / looks) for look in range(1, looks + 1)}
     with progress.bar("training", steps) as advance, dropout(model, recipe.dropout), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="trl")
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        watch = _Watch(evaluate, model, every, recipe.validation.patience, advance)
+        watch = _Watch(evaluate, model, marks, recipe.validation.patience, advance)
         trainer = _Trainer(
             model=model,
             args=config,
-            train_dataset=rows.dataset(),
+            # Row numbers alone: the collator makes the rows, so nothing is stored or hashed twice.
+            train_dataset=datasets.Dataset.from_dict({"row": range(len(rows))}),
+            data_collator=collate,
             processing_class=tokenization.tokenizer,
             callbacks=[watch],
         )

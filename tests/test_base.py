@@ -113,7 +113,9 @@ def test_any_text_comes_back_from_its_tokens(text: str) -> None:
     assert TOKENIZER.decode(ids) == text
 
 
-@pytest.mark.parametrize("text", ["红楼梦 第一回", "👩‍👩‍👧 家族", "  two  spaces ", "\n\t", "नमस्ते", "Ω≈ç√", "e\u0301 é", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["红楼梦 第一回", "👩‍👩‍👧 家族", "  two  spaces ", "\n\t", "नमस्ते", "Ω≈ç√", "e\u0301 é", "\x00"]
+)
 def test_scripts_emoji_and_spaces_come_back(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 
@@ -174,9 +176,7 @@ def test_a_hub_name_without_a_hub_is_one_clear_error(
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_model_is_named_with_its_revision(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_model_is_named_with_its_revision(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     asked = []

@@ -116,7 +116,7 @@ def test_recency_lets_the_last_item_weigh_most() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("popularity", {}), ("item_knn", {"decay": 0.6, "window": 20}), ("transitions_text", {"power": 0.5})],
+    [("popularity", {}), ("item_knn", {"decay": 0.6, "window": 20}), ("transitions_text", {"power": 0.25})],
 )
 def test_parameters_make_the_same_again(name: str, expected: dict[str, float]) -> None:
     baseline = BASELINES[name]()

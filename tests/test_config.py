@@ -82,7 +82,7 @@ def test_a_missing_key_a_missing_file_a_folder_and_no_toml_are_refused(tmp_path:
         load_recipe(tmp_path / "adapters" / "shp.toml")
     with pytest.raises(ConfigError, match=r"nowhere/shop\.toml: no such file\.$"):
         load_recipe(tmp_path / "nowhere" / "shop.toml")
-    with pytest.raises(ConfigError, match="is a folder; a .toml file is wanted"):
+    with pytest.raises(ConfigError, match=r"is a folder; a \.toml file is wanted"):
         load_recipe(tmp_path / "adapters")
     with pytest.raises(ConfigError, match=r"shop\.toml: not valid TOML: .*line 2"):
         load_recipe(write(tmp_path, 'base = "b"\ndata = = 1\n'))
@@ -227,3 +227,16 @@ def test_every_shipped_spec_loads_and_names_adapters_with_recipes(path: Path) ->
     for adapter in spec.adapters.values():
         recipe = load_recipe((config.workspace_of(path) / adapter).with_suffix(".toml"))
         assert recipe.data == spec.data
+
+
+# Suggestions
+
+
+def test_suggestion_names_the_closest_or_the_first_twenty() -> None:
+    assert config.suggestion("titel", ["title", "brand"]) == "Did you mean 'title'?"
+    assert config.suggestion("userId", ["item_id", "user_id"]) == "Did you mean 'user_id'?"
+    assert config.suggestion("zzz", ["b", "a"]) == "Known: a, b."
+    assert config.suggestion("zzz", []) == "Known: none."
+    numbers = [f"{number:02}" for number in range(20)]
+    assert config.suggestion("zzz", numbers) == f"Known: {', '.join(numbers)}."
+    assert config.suggestion("zzz", [*numbers, "20"]) == f"Known: {', '.join(numbers)}, ..."

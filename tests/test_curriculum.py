@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec import base, features
+from genrec.config import Recipe, Task, WalkRecipe
+from genrec.curriculum import HISTORY, ITEM, WALK, Plan, Rows, plan, windows
+from genrec.errors import ConfigError, PromptError
+from genrec.identifiers import Identifiers
+from genrec.prompts import Prompt
+from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
+
+N_ITEMS, UNTITLED = 12, (3, 8)
+ITEMS = pl.DataFrame(
+    {
+        "item_id": [f"i{item}" for item in range(N_ITEMS)],
+        "title": ["" if item in UNTITLED else f"Film {item} of series {item // 4}" for item in range(N_ITEMS)],
+        "brand": [f"studio {item % 3}" for item in range(N_ITEMS)],
+    }
+)
+RNG = np.random.default_rng(0)
+TRAIN = [RNG.integers(0, N_ITEMS, size).astype(np.int32) for size in (1, 5, 0, 40, 12, 2, 7, 25)]
+USERS: list[dict[str, Any]] = [{"user_id": f"u{user}", "age": 10 + user} for user in range(len(TRAIN))]
+ACTIVE = sum(len(history) > 0 for history in TRAIN)
+
+NEXT = Prompt.parse("{% block user %}Next:{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}", "next")
+WITH_TEXT = Prompt.parse(
+    "{% block user %}Seen:{% endblock %}{% block item %}{{ item.identifier }} {{ item.title }};{% endblock %}", "text"
+)
+WITH_USER = Prompt.parse(
+    "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}", "aged"
+)
+TO_ITEM = Prompt.parse(
+    '{% block user %}"{{ item.title }}"?{% endblock %}{% block assistant %}{{ item.identifier }}{% endblock %}',
+    "to_item",
+)
+TO_TITLE = Prompt.parse(
+    "{% block user %}{{ item.identifier }}?{% endblock %}{% block assistant %}{{ item.title }}{% endblock %}",
+    "to_title",
+)
+FROM_HISTORY = Prompt.parse(
+    "{% block user %}{% for past in history %}{{ past.identifier }}{% endfor %}?{% endblock %}"
+    "{% block assistant %}{{ item.identifier }}{% endblock %}",
+    "from_history",
+)
+
+
+@cache
+def tokenization(max_length: int = 40, scheme: str = "atomic") -> Tokenization:
+    tokenizer = base.train_tokenizer(ITEMS["title"].to_list(), 300)
+    identifiers = Identifiers.build(scheme, ITEMS["item_id"].to_list(), levels=2, codes=4)
+    add_identifier_tokens(tokenizer, identifiers)
+    return Tokenization(tokenizer, identifiers, ITEMS, max_length=max_length)
+
+
+@cache
+def neighbours() -> np.ndarray:
+    return features.neighbours(features.text(ITEMS), 5)
+
+
+def recipe(*weights: float, **changes: Any) -> Recipe:
+    return Recipe("b", "d", tuple(Task("p", weight) for weight in weights), **{"max_length": 40, **changes})
+
+
+def make(
+    prompts: list[Prompt],
+    weights: list[float] | None = None,
+    *,
+    epochs: int = 2,
+    batch_size: int = 4,
+    length: int = 40,
+    **changes: Any,
+) -> tuple[Plan, Rows]:
+    made = plan(
+        recipe(*(weights or [1.0] * len(prompts)), max_length=length, **changes),
+        prompts,
+        tokenization(length),
+        TRAIN,
+        neighbours() if "walks" in changes else None,
+        USERS,
+        epochs=epochs,
+        batch_size=batch_size,
+    )
+    return made, Rows(made, prompts, tokenization(length), TRAIN, USERS)
+
+
+def counts(made: Plan, *columns: int) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(row) for row in made.table[:, columns].tolist())
+
+
+def targets(made: Plan, task: int = 0) -> Counter[tuple[int, int, int]]:
+    """(epoch, user, event) of every event of a history that is predicted."""
+    found: Counter[tuple[int, int, int]] = Counter()
+    for epoch, number, kind, index, start, stop, context in made.table.tolist():
+        if number == task and kind == HISTORY:
+            found.update((epoch, index, event) for event in range(start + context, stop))
+    return found
+
+
+# Windows
+
+
+@settings(max_examples=300)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60),
+    room=st.integers(0, 40),
+    first=st.integers(0, 60),
+)
+def test_every_event_is_a_target_once_and_every_window_fits(lengths: list[int], room: int, first: int) -> None:
+    budget = max(lengths) + room
+    found = windows(np.array(lengths), budget, first)
+    predicted = [event for start, stop, context in found for event in range(start + context, stop)]
+    assert predicted == list(range(len(lengths)))
+    assert [context for _, _, context in found] == [0] + [1] * (len(found) - 1)
+    assert all(sum(lengths[start : stop - 1]) <= budget for start, stop, _ in found)
+    if first and len(found) > 1:
+        assert found[0][1] <= max(first, 1)
+    # No window could be longer: the next event would not fit, but for the first, which is cut on purpose.
+    for number, (start, stop, _) in enumerate(found[:-1]):
+        assert sum(lengths[start:stop]) > budget or (number == 0 and stop == first)
+
+
+@settings(max_examples=100)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), budget=st.integers(0, 60))
+def test_windows_end_even_where_nothing_fits(lengths: list[int], budget: int) -> None:
+    found = windows(np.array(lengths), budget, 0)
+    assert [event for start, stop, context in found for event in range(start + context, stop)] == [*range(len(lengths))]
+
+
+def test_a_history_that_fits_is_one_window() -> None:
+    assert windows(np.array([2, 2, 9]), 4, 0) == [(0, 3, 0)]
+    assert windows(np.array([2, 2, 9]), 3, 0) == [(0, 2, 0), (1, 3, 1)]
+    assert windows(np.array([1] * 6), 3, 2) == [(0, 2, 0), (1, 5, 1), (4, 6, 1)]
+    assert windows(np.array([5]), 5, 1) == [(0, 1, 0)]
+
+
+# The plan
+
+
+def test_a_plan_is_decided_by_its_seed() -> None:
+    walks = WalkRecipe(share=0.5, alone=0.3)
+    prompts = [NEXT, TO_ITEM, FROM_HISTORY]
+    first, again, other = (make(prompts, epochs=3, walks=walks, seed=seed, length=12)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.table, again.table)
+    assert [walk.tolist() for walk in first.walks] == [walk.tolist() for walk in again.walks]
+    assert first.table.tolist() != other.table.tolist()
+    assert first.table.dtype == np.int32
+
+
+@pytest.mark.parametrize("length", [12, 20, 64])
+@pytest.mark.parametrize("prompt", [NEXT, WITH_USER], ids=lambda prompt: prompt.name)
+def test_every_interaction_is_predicted_once_per_epoch(prompt: Prompt, length: int) -> None:
+    made, rows = make([prompt], epochs=3, length=length)
+    expected = {(epoch, user, event): 1 for epoch in range(3) for user in range(8) for event in range(len(TRAIN[user]))}
+    assert targets(made) == expected
+    assert len(rows) == len(made.table)
+    made_rows = [rows.row(number) for number in range(len(rows))]
+    assert max(len(row.ids) for row in made_rows) <= length
+    assert sum(int((row.labels != IGNORE).sum()) for row in made_rows) == 3 * sum(map(len, TRAIN))
+    assert [len(row) for row in made.table.tolist()] == [7] * len(made.table)
+    assert made.table[:, 0].tolist() == sorted(made.table[:, 0])
+
+
+def test_cut_histories_begin_elsewhere_in_every_epoch() -> None:
+    made, _ = make([NEXT], epochs=4, length=12)
+    starts = [
+        tuple(sorted(row[4] for row in made.table.tolist() if row[0] == epoch and row[3] == 3)) for epoch in range(4)
+    ]
+    assert len(set(starts)) > 1
+
+
+def test_weights_count_rows_per_row_of_the_first_sequence_prompt() -> None:
+    made, _ = make([TO_ITEM, NEXT, FROM_HISTORY, WITH_USER, TO_TITLE], [1.0, 2.0, 0.5, 4.0, 0.0], length=64)
+    assert counts(made, 0, 1) == {
+        **{(epoch, 1): ACTIVE for epoch in range(2)},
+        **{(epoch, 0): round(ACTIVE / 2) for epoch in range(2)},
+        **{(epoch, 2): round(ACTIVE / 4) for epoch in range(2)},
+        **{(epoch, 3): 2 * ACTIVE for epoch in range(2)},
+    }
+    assert counts(made, 1, 2).keys() == {(0, ITEM), (1, HISTORY), (2, HISTORY), (3, HISTORY)}
+
+
+def test_the_unit_of_weight_is_a_window() -> None:
+    made, _ = make([NEXT, TO_ITEM], [1.0, 1.0], length=12, epochs=1)
+    by_task = counts(made, 1)
+    assert by_task[(0,)] > ACTIVE
+    assert by_task[(1,)] == by_task[(0,)]
+
+
+def test_opening_epochs_hold_walks_and_no_interaction() -> None:
+    walks = WalkRecipe(share=0.5, alone=0.5, length=4)
+    made, rows = make([NEXT, TO_ITEM, FROM_HISTORY], epochs=4, walks=walks, length=64)
+    by_kind = counts(made, 0, 1, 2)
+    for epoch in (0, 1):
+        assert by_kind[epoch, 0, WALK] == ACTIVE
+        assert by_kind[epoch, 0, HISTORY] == by_kind[epoch, 2, HISTORY] == 0
+        assert by_kind[epoch, 1, ITEM] == ACTIVE
+    for epoch in (2, 3):
+        assert by_kind[epoch, 0, HISTORY] == ACTIVE
+        assert by_kind[epoch, 0, WALK] == round(ACTIVE / 2)
+    assert len(made.walks) == 2 * ACTIVE + 2 * round(ACTIVE / 2)
+    for number, row in enumerate(made.table.tolist()):
+        if row[2] == WALK:
+            walk = made.walks[row[3]]
+            assert 1 <= len(walk) <= 4
+            expected = tokenization(64).sequence_row(NEXT, walk)
+            np.testing.assert_array_equal(rows.row(number).ids, expected.ids)
+            np.testing.assert_array_equal(rows.row(number).labels, expected.labels)
+
+
+def test_walks_read_no_interaction() -> None:
+    """The leak guard of walks: other training histories give the same walks."""
+    walks, other = WalkRecipe(alone=0.9), [history[::-1].copy() for history in TRAIN]
+    drawn = [
+        plan(recipe(1.0, walks=walks), [NEXT], tokenization(), train, neighbours(), None, epochs=1, batch_size=4)
+        for train in (TRAIN, other)
+    ]
+    assert [walk.tolist() for walk in drawn[0].walks] == [walk.tolist() for walk in drawn[1].walks]
+    assert drawn[0].walks
+
+
+def test_items_without_a_title_are_asked_no_title_and_answer_none() -> None:
+    made, _ = make([NEXT, TO_ITEM, TO_TITLE], [1.0, 5.0, 5.0], epochs=1, length=64)
+    for task in (1, 2):
+        asked = Counter(row[3] for row in made.table.tolist() if row[1] == task)
+        assert set(asked) == set(range(N_ITEMS)) - set(UNTITLED)
+        assert max(asked.values()) - min(asked.values()) <= 1  # All are asked before one is asked again.
+    assert TO_TITLE.reads["item"] == {"title"}
+
+
+def test_questions_about_histories_ask_for_an_event_and_show_those_before() -> None:
+    made, rows = make([NEXT, FROM_HISTORY], [1.0, 6.0], epochs=1, length=64)
+    seen = set()
+    for number, (_, task, kind, user, start, stop, context) in enumerate(made.table.tolist()):
+        if task == 1:
+            seen.add((user, stop - 1))
+            assert (kind, start, context) == (HISTORY, 0, stop - 1)
+            expected = tokenization(64).question_row(
+                FROM_HISTORY, int(TRAIN[user][stop - 1]), history=TRAIN[user][: stop - 1]
+            )
+            np.testing.assert_array_equal(rows.row(number).ids, expected.ids)
+            np.testing.assert_array_equal(rows.row(number).labels, expected.labels)
+    assert {stop for _, stop in seen} > {0}
+    assert all(0 <= event < len(TRAIN[user]) for user, event in seen)
+
+
+def test_rows_of_a_user_are_headed_by_that_users_columns() -> None:
+    made, rows = make([WITH_USER, FROM_HISTORY], walks=WalkRecipe(share=1.0), epochs=1)
+    decode = tokenization().tokenizer.decode
+    for number, (_, task, kind, index, *_) in enumerate(made.table.tolist()):
+        if task == 0:
+            age = str(10 + index) if kind == HISTORY else ""
+            assert decode(rows.row(number).ids).startswith(f"<|begin|><|user|>Age{' ' if age else ''}{age}<|end|>")
+
+
+@pytest.mark.parametrize(("prompt", "name"), [(WITH_TEXT, "text"), (NEXT, "next")])
+def test_an_item_that_does_not_fit_is_refused_with_the_prompts_name(prompt: Prompt, name: str) -> None:
+    head = len(tokenization().head_ids(prompt))
+    with pytest.raises(PromptError, match=f"prompt {name}: .* max_length") as error:
+        make([prompt], length=head + 1)
+    assert "Raise max_length" in str(error.value) or "raise max_length" in str(error.value)
+
+
+def test_a_walk_ends_where_its_row_is_full() -> None:
+    """Item 5 has a long text and stands in no history."""
+    items = ITEMS.with_columns(title=pl.when(pl.col("item_id") == "i5").then(pl.lit("x " * 60)).otherwise("title"))
+    known = tokenization()
+    tight = Tokenization(known.tokenizer, known.identifiers, items, max_length=60)
+    train = [np.array([0, 1, 2], dtype=np.int32)] * 4
+    walking = recipe(1.0, max_length=60, walks=WalkRecipe(share=20.0, length=9))
+    made = plan(walking, [WITH_TEXT], tight, train, neighbours(), None, epochs=1, batch_size=4)
+    rows = Rows(made, [WITH_TEXT], tight, train)
+    walked = [made.walks[index] for _, _, kind, index, *_ in made.table.tolist() if kind == WALK]
+    assert len(walked) == 80
+    assert {5} < set(np.concatenate(walked).tolist())
+    assert max(len(rows.row(number).ids) for number in range(len(rows))) <= 60
+    assert len({len(walk) for walk in walked}) > 1
+
+
+@pytest.mark.parametrize("train", [[], [np.array([], dtype=np.int32)] * 3])
+def test_no_interaction_at_all_makes_no_row(train: list[np.ndarray]) -> None:
+    for prompts in ([NEXT], [NEXT, FROM_HISTORY]):
+        with pytest.raises(ConfigError, match="make no training row"):
+            plan(recipe(*[1.0] * len(prompts)), prompts, tokenization(), train, None, None, epochs=1, batch_size=4)
+
+
+def test_no_epoch_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="make no training row"):
+        make([NEXT], epochs=0)
+
+
+# Rows
+
+
+def test_rows_are_the_same_in_whatever_order_they_are_asked_for() -> None:
+    walks = WalkRecipe(share=0.5)
+    _, rows = make([NEXT, TO_ITEM, FROM_HISTORY], epochs=2, walks=walks, length=24)
+    forward = [rows.row(number).ids.tolist() for number in range(len(rows))]
+    _, again = make([NEXT, TO_ITEM, FROM_HISTORY], epochs=2, walks=walks, length=24)
+    for number in np.random.default_rng(0).permutation(len(again)):
+        assert again.row(int(number)).ids.tolist() == forward[number]
+
+
+def test_a_batch_is_its_rows_padded_to_the_longest() -> None:
+    made, rows = make([NEXT, TO_ITEM, TO_TITLE, FROM_HISTORY], epochs=1)
+    numbers = np.random.default_rng(0).permutation(len(rows))[:9].tolist()
+    batch = rows.batch(numbers, pad=7)
+    single = [rows.row(number) for number in numbers]
+    longest = max(len(row.ids) for row in single)
+    assert {key: value.shape for key, value in batch.items()} == dict.fromkeys(
+        ("input_ids", "labels", "attention_mask"), (9, longest)
+    )
+    assert min(len(row.ids) for row in single) < longest
+    for place, row in enumerate(single):
+        size = len(row.ids)
+        assert batch["input_ids"][place].tolist() == row.ids.tolist() + [7] * (longest - size)
+        assert batch["labels"][place].tolist() == row.labels.tolist() + [IGNORE] * (longest - size)
+        assert batch["attention_mask"][place].tolist() == [1] * size + [0] * (longest - size)
+    assert len(made.table) == len(rows)
+
+
+def test_batches_hold_rows_of_similar_length_and_every_row() -> None:
+    made, rows = make([NEXT], epochs=1, length=64, batch_size=2)
+    sizes = np.array([len(rows.row(number).ids) for number in range(len(rows))])
+    inside = np.mean([np.ptp(sizes[start : start + 2]) for start in range(0, len(sizes), 2)])
+    assert inside < np.ptp(sizes) / 2
+    assert sorted(row[3] for row in made.table.tolist()) == [user for user in range(8) if len(TRAIN[user])]

@@ -1,0 +1,552 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from genrec import base
+from genrec.curriculum import windows
+from genrec.engines.local import LocalEngine
+from genrec.errors import IdentifierError, PromptError
+from genrec.identifiers import Identifiers
+from genrec.prompts import Prompt
+from genrec.tokenization import (
+    IGNORE,
+    Frame,
+    Tokenization,
+    add_identifier_tokens,
+    kept_from,
+    make_frame,
+)
+
+TITLES = ["Toy Story (1995)", "红楼梦 第一回", 'The "Last" Film', "Amélie 👩‍👧", "", "Toy Toy Toy", "a\nb", "Ωmega"]
+ITEMS = pl.DataFrame(
+    {
+        "item_id": [f"i{number}" for number in range(len(TITLES))],
+        "title": TITLES,
+        "brand": ["Pixar", "", "x", None, "Pixar", "y", "z", "w"],
+    }
+)
+USER = {"user_id": "u1", "age": 33, "city": "Wien <|end|> </s>"}
+
+# ---- Three families of tokenizers, and one of single characters ------------------------------------------------------
+
+SENTENCE_PIECES = ["<unk>", "<s>", "</s>"]
+
+
+def byte_level() -> FastTokenizer:
+    tokenizer = base.train_tokenizer([*TITLES, "Which item is next? What is the title of it"] * 2, 320)
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def sentence_piece_bpe() -> FastTokenizer:
+    """As Llama's: a space mark before each text, bytes for unknown characters, control tokens among the pieces."""
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    pieces = [*SENTENCE_PIECES, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=pieces, show_progress=False)
+    made.train_from_iterator(["Which item is next Toy Story What title"] * 3, trainer)
+    table = json.loads(made.to_str())
+    table["added_tokens"] = [token for token in table["added_tokens"] if token["content"] in SENTENCE_PIECES]
+    table["model"]["ignore_merges"] = True  # So that a text that is a piece becomes it, as in Llama 3.
+    return FastTokenizer(
+        tokenizer_object=Tokenizer.from_str(json.dumps(table)),
+        unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>",
+    )  # fmt: skip
+
+
+def unigram() -> FastTokenizer:
+    """As T5's: the most probable pieces, among which control tokens are found in plain text."""
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=90, special_tokens=SENTENCE_PIECES, unk_token="<unk>", show_progress=False
+    )
+    made.train_from_iterator([*TITLES, "Which item is next What is the title of"] * 3, trainer)
+    return FastTokenizer(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def characters() -> FastTokenizer:
+    """One token per character, without a begin token."""
+    letters = sorted(set("".join(TITLES) + "Which item is next? What is the title of it. Next:|<>_/s"))
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "</s>", *letters])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.decoder = decoders.Fuse()
+    return FastTokenizer(tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+
+
+FAMILIES: dict[str, Callable[[], FastTokenizer]] = {
+    "byte-level": byte_level,
+    "sentence-piece": sentence_piece_bpe,
+    "unigram": unigram,
+    "characters": characters,
+}
+_TURNS = (
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+TEMPLATES: dict[str, str | None] = {
+    "no template": None,
+    "template": _TURNS,
+    "refuses system": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + _TURNS,
+    "default system": "{% if messages[0]['role'] != 'system' %}[system] Be kind.{{ eos_token }}\n{% endif %}" + _TURNS,
+}  # fmt: skip
+IDENTIFIERS: dict[str, list[tuple[str, ...]]] = {
+    "atomic": Identifiers.build("atomic", ITEMS["item_id"].to_list()).tokens,
+    "semantic": [(f"<|a_{n // 4}|>", f"<|b_{n // 2 % 2}|>", f"<|c_{n % 2}|>") for n in range(8)],
+    "unequal": [
+        *[("<|a_0|>",), ("<|a_1|>", "<|b_0|>"), ("<|a_1|>", "<|b_1|>", "<|c_0|>"), ("<|a_1|>", "<|b_1|>", "<|c_1|>")],
+        *[("<|a_2|>", "<|b_0|>"), ("<|a_2|>", "<|b_1|>"), ("<|a_3|>",), ("<|b_0|>", "<|a_0|>", "<|a_0|>", "<|a_0|>")],
+    ],
+}
+
+SHIPPED = [Prompt.load(path) for path in sorted((Path(__file__).parent.parent / "prompts").glob("*.jinja"))]
+WITH_TEXT = Prompt.parse(
+    "{% block user %}Seen:{% endblock %}{% block item %}{{ item.identifier }} {{ item.title }}; {% endblock %}",
+    "with_text",
+)
+WITH_USER = Prompt.parse(
+    "{% block system %}For {{ user.city }}{% endblock %}{% block user %}Age {{ user.age }}{% endblock %}"
+    "{% block item %}{{ item.identifier }}{% if item.brand is none %}?{% endif %}{% endblock %}",
+    "with_user",
+)
+HEADLESS = Prompt.parse("{% block item %}{{ item.identifier }}{% endblock %}", "headless")
+NEXT_TITLE = Prompt.parse(
+    "{% block system %}Librarian.{% endblock %}"
+    "{% block user %}{% for past in history %}{{ past.identifier }} {{ past.title }}, {% endfor %}then{% endblock %}"
+    "{% block assistant %}{{ item.title }}{% endblock %}",
+    "next_title",
+)
+SEQUENCES = [prompt for prompt in SHIPPED if prompt.kind == "sequence"] + [WITH_TEXT, WITH_USER, HEADLESS]
+QUESTIONS = [prompt for prompt in SHIPPED if prompt.kind == "question"] + [NEXT_TITLE]
+
+every_family = pytest.mark.parametrize("family", list(FAMILIES))
+every_template = pytest.mark.parametrize("template", list(TEMPLATES))
+every_scheme = pytest.mark.parametrize("scheme", list(IDENTIFIERS))
+
+
+@cache
+def backend(family: str) -> FastTokenizer:
+    return FAMILIES[family]()
+
+
+def new_tokenizer(family: str, template: str = "template") -> FastTokenizer:
+    """A tokenizer of its own, which a test may add tokens to."""
+    made = backend(family)
+    names = {name: token for name, token in made.special_tokens_map.items() if isinstance(token, str)}
+    tokenizer = FastTokenizer(tokenizer_object=Tokenizer.from_str(made.backend_tokenizer.to_str()), **names)
+    tokenizer.chat_template = TEMPLATES[template]
+    return tokenizer
+
+
+@cache
+def make(
+    family: str, template: str = "template", scheme: str = "atomic", max_length: int = 2000, titles: str = ""
+) -> Tokenization:
+    """``titles`` (with a bar between) take the place of the first ones."""
+    tokenizer, items = new_tokenizer(family, template), ITEMS
+    if titles:
+        given = titles.split("\x1f")
+        items = items.with_columns(title=pl.Series([*given, *TITLES[len(given) :]]))
+    identifiers = Identifiers(scheme, items["item_id"].to_list(), IDENTIFIERS[scheme])
+    add_identifier_tokens(tokenizer, identifiers)
+    return Tokenization(tokenizer, identifiers, items, max_length=max_length)
+
+
+def concatenated(spans: Sequence[Any]) -> list[int]:
+    return [index for span in spans for index in span.ids]
+
+
+def identifier_starts(tokenization: Tokenization, prompt: Prompt, window: np.ndarray, head: int) -> np.ndarray:
+    return head + np.concatenate([[0], np.cumsum(tokenization.fragment_lengths(prompt, window))])[: len(window)]
+
+
+# ---- What is trained is what is read ---------------------------------------------------------------------------------
+
+
+@every_family
+@every_template
+@every_scheme
+def test_a_row_before_each_identifier_is_the_inference_prompt(family: str, template: str, scheme: str) -> None:
+    for prompt in SEQUENCES:
+        check_sequence_row(make(family, template, scheme), prompt, np.array([1, 0, 5, 3, 4, 7, 2, 6, 0]))
+
+
+def check_sequence_row(tokenization: Tokenization, prompt: Prompt, history: np.ndarray) -> None:
+    row = tokenization.sequence_row(prompt, history, user=USER)
+    head = tokenization.head_ids(prompt, USER)
+    starts = identifier_starts(tokenization, prompt, history, len(head))
+    expected = np.full(len(row.ids), IGNORE)
+    for position, (item, start) in enumerate(zip(history, starts, strict=True)):
+        identifier = tokenization.identifier(int(item))
+        np.testing.assert_array_equal(row.ids[:start], tokenization.sequence(prompt, history[:position], USER))
+        np.testing.assert_array_equal(row.ids[start : start + len(identifier)], identifier)
+        expected[start : start + len(identifier)] = identifier
+    np.testing.assert_array_equal(row.labels, expected)
+    assert len(row.ids) == starts[-1] + len(identifier)
+    assert row.ids.dtype == row.labels.dtype == np.int32
+
+
+@every_family
+@every_template
+@every_scheme
+def test_a_question_row_is_the_question_and_its_answer(family: str, template: str, scheme: str) -> None:
+    for prompt in QUESTIONS:
+        check_question_row(make(family, template, scheme), prompt)
+
+
+def check_question_row(tokenization: Tokenization, prompt: Prompt) -> None:
+    history = np.array([2, 5]) if prompt.subject == "history" else ()
+    question, answer = tokenization.question(prompt, 1, history=history, user=USER)
+    row = tokenization.question_row(prompt, 1, history=history, user=USER)
+    assert row.ids.tolist() == concatenated(question) + concatenated(answer)
+    assert row.labels.tolist() == [IGNORE] * len(concatenated(question)) + concatenated(answer)
+    ends = [span.kind for span in answer]
+    if "identifier" in ends:
+        assert concatenated(answer) == tokenization.identifier(1).tolist()
+    else:
+        assert ends == ["data", "frame"]
+        assert answer[0].text == TITLES[1]
+        assert answer[1].ids == tokenization.frame(prompt).after_answer
+        assert tokenization.tokenizer.eos_token_id in answer[1].ids
+
+
+@cache
+def model(family: str, scheme: str) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(make(family, scheme=scheme).tokenizer), hidden_size=16, intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).double().eval()
+
+
+@every_family
+@every_scheme
+def test_one_training_forward_scores_what_the_engine_scores(family: str, scheme: str) -> None:
+    tokenization, network = make(family, scheme=scheme), model(family, scheme)
+    engine = LocalEngine(network)
+    history = np.array([1, 0, 3, 4, 2])
+    for prompt in [*SEQUENCES, *QUESTIONS]:
+        if prompt.kind == "sequence":
+            row = tokenization.sequence_row(prompt, history, user=USER)
+            starts = identifier_starts(tokenization, prompt, history, len(tokenization.head_ids(prompt, USER)))
+            answers = [tokenization.identifier(int(item)) for item in history]
+            prompts = [tokenization.sequence(prompt, history[:event], USER) for event in range(len(history))]
+        else:
+            row = tokenization.question_row(prompt, 2, user=USER)
+            asked, answer = tokenization.question(prompt, 2, user=USER)
+            prompts, answers = [np.array(concatenated(asked))], [np.array(concatenated(answer))]
+            starts = np.array([len(prompts[0])])
+        with torch.no_grad():
+            logits = network(torch.tensor(row.ids[None].astype(np.int64))).logits[0]
+        logprobs = logits.log_softmax(-1).numpy()
+        trained = np.flatnonzero(row.labels != IGNORE)
+        picked = logprobs[trained - 1, row.labels[trained]]
+        expected = [
+            picked[(trained >= start) & (trained < start + len(answer))].sum()
+            for start, answer in zip(starts, answers, strict=True)
+        ]
+        np.testing.assert_allclose(engine.score(prompts, answers), expected, atol=1e-9)
+        np.testing.assert_allclose(sum(expected), picked.sum(), atol=1e-9)
+
+
+@every_scheme
+@pytest.mark.parametrize("prompt", [WITH_TEXT, HEADLESS], ids=lambda prompt: prompt.name)
+@settings(max_examples=30, deadline=None)
+@given(
+    history=st.lists(st.integers(0, len(TITLES) - 1), min_size=1, max_size=25),
+    room=st.integers(0, 60),
+    first=st.integers(0, 25),
+)
+def test_windows_are_cut_as_inference_cuts(
+    scheme: str, prompt: Prompt, history: list[int], room: int, first: int
+) -> None:
+    whole = make("byte-level", scheme=scheme)
+    longest = max(len(whole.fragment(prompt, item)) for item in range(len(TITLES)))
+    size = len(whole.head_ids(prompt)) + longest + room + whole.tokens.shape[1]
+    tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=size)
+    budget = tokenization.history_budget(tokenization.head_ids(prompt))
+    lengths = tokenization.fragment_lengths(prompt, np.array(history))
+    for start, stop, context in windows(lengths, budget, first):
+        row = tokenization.sequence_row(prompt, np.array(history[start:stop]), context=context)
+        assert len(row.ids) <= size
+        ends = np.cumsum(row.labels != IGNORE)
+        for event in range(start + context, stop):
+            before = tokenization.sequence(prompt, np.array(history[start:event]))
+            assert kept_from(lengths[start:event], budget) == 0
+            np.testing.assert_array_equal(row.ids[: len(before)], before)
+            assert row.labels[len(before)] == tokenization.identifier(history[event])[0]
+            assert ends[len(before) - 1] == whole.lengths[history[start + context : event]].sum()
+
+
+def test_the_words_of_the_prompt_stand_in_the_chat_template_of_the_tokenizer() -> None:
+    for template in ("template", "default system"):
+        tokenization = make("byte-level", template)
+        tokenizer = tokenization.tokenizer
+        for prompt, messages in (
+            (WITH_TEXT, [{"role": "user", "content": "Seen:"}]),
+            (WITH_USER, [{"role": "system", "content": "For Wien"}, {"role": "user", "content": "Age 3"}]),
+        ):
+            spans = tokenization.head(prompt, {"city": "Wien", "age": 3})
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert "".join(span.text for span in spans) == text
+            assert tokenizer.decode(concatenated(spans)) == text
+    assert "Be kind." in tokenizer.decode(tokenization.head_ids(WITH_TEXT))
+    assert "Be kind." not in tokenizer.decode(tokenization.head_ids(WITH_USER, USER))
+
+
+def test_a_template_that_refuses_system_gets_it_in_the_users_message() -> None:
+    tokenization = make("byte-level", "refuses system")
+    text = tokenization.tokenizer.decode(tokenization.head_ids(WITH_USER, {"city": "Wien", "age": 3}))
+    assert text == "[user] For Wien\n\nAge 3<|end|>\n[assistant] "
+    tokenizer = new_tokenizer("byte-level")
+    tokenizer.chat_template = "{{ raise_exception('broken') }}"
+    with pytest.raises(PromptError, match="cannot be rendered: broken"):
+        make_frame(tokenizer, system=False)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for turn in messages %}{% if turn['role'] != 'system' %}{{ turn['content'] }}{% endif %}{% endfor %}",
+        "{% for turn in messages %}{{ turn['content'] }}{{ turn['content'] }}{% endfor %}",
+        "{{ messages[0]['content'] }}",
+    ],
+)  # fmt: skip
+def test_a_template_that_drops_or_repeats_a_message_is_refused(template: str) -> None:
+    tokenizer = new_tokenizer("byte-level")
+    tokenizer.chat_template = template
+    with pytest.raises(PromptError, match="drops or repeats"):
+        make_frame(tokenizer, system=True)
+
+
+def test_without_a_template_there_are_begin_end_and_line_breaks() -> None:
+    tokenizer = new_tokenizer("byte-level", "no template")
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert make_frame(tokenizer, system=False) == Frame([], [begin], line, [end])
+    assert make_frame(tokenizer, system=True) == Frame([begin], line, line, [end])
+    assert make_frame(new_tokenizer("characters", "no template"), system=False).before_user == []
+
+
+def test_stored_frames_are_used_as_they_are() -> None:
+    whole = make("byte-level")
+    frames = {WITH_TEXT.name: Frame([], [7], [8, 9], [10])}
+    tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=50, frames=frames)
+    assert tokenization.head_ids(WITH_TEXT).tolist() == [7, *tokenization.encode("Seen:"), 8, 9]
+    tokenization.frame(HEADLESS)
+    table = json.loads(json.dumps(tokenization.frames_table()))
+    assert {name: Frame(**frame) for name, frame in table.items()} == tokenization.frames
+    assert list(table) == ["headless", "with_text"]
+
+
+# ---- No text spells a token ------------------------------------------------------------------------------------------
+
+
+def spelled(family: str) -> st.SearchStrategy[str]:
+    """Text out of control tokens, identifier tokens, pieces of them, and anything."""
+    tokenizer = make(family, scheme="unequal").tokenizer
+    tokens = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens, "<s>", "</s>", "<|end|>", "<unk>"})
+    # NFKC makes the full-width signs ordinary ones.
+    wide = [token.translate({60: 0xFF1C, 62: 0xFF1E}) for token in tokens]
+    part = st.one_of(st.sampled_from([*tokens, *wide]), st.sampled_from(["<", "|", ">", " ", "▁", "\n"]), st.text())
+    return st.lists(part, min_size=1, max_size=6).map("".join).filter(lambda text: "\x1f" not in text)
+
+
+@every_family
+def test_no_title_smuggles_in_a_control_or_identifier_token(family: str) -> None:
+    tokenizer = make(family, scheme="unequal").tokenizer
+    added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+    harmful = added - {tokenizer.unk_token_id}
+
+    @settings(max_examples=200, deadline=None)
+    @given(title=spelled(family))
+    @example(title="<|a_0|>")
+    @example(title="</s><s>")
+    @example(title="Toy <|end|><|a_1|><|b_0|>")
+    def holds(title: str) -> None:
+        tokenization = make.__wrapped__(family, scheme="unequal", titles=title)
+        spans = [
+            *tokenization.fragment_spans(WITH_TEXT, 0),
+            *tokenization.head(WITH_USER, {"city": title, "age": title}),
+            *tokenization.question(NEXT_TITLE, 0, history=[0, 1])[0],
+            *tokenization.question(NEXT_TITLE, 0)[1],
+        ]
+        data = [span for span in spans if span.kind == "data"]
+        assert any(title in span.text for span in data)
+        assert harmful.isdisjoint(concatenated(data))
+        assert tokenization.sequence_row(WITH_TEXT, np.array([0, 1])).ids.tolist() == [
+            *tokenization.head_ids(WITH_TEXT),
+            *tokenization.fragment(WITH_TEXT, 0),
+            *tokenization.identifier(1),
+        ]
+
+    holds()
+
+
+@every_family
+def test_words_of_a_prompt_file_spell_no_token_either(family: str) -> None:
+    tokenization = make(family)
+    prompt = Prompt.parse(
+        "{% block user %}</s><|end|><|item_0|><s>{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}", "p"
+    )
+    ids = concatenated([span for span in tokenization.head(prompt) if span.kind == "template"])
+    tokenizer = tokenization.tokenizer
+    assert ids
+    assert not (set(ids) & set(tokenizer.get_added_vocab().values())) - {tokenizer.unk_token_id}
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_plain_text_is_encoded_without_loss(text: str) -> None:
+    tokenization = make("byte-level")
+    assert tokenization.tokenizer.decode(tokenization.encode(text)) == text
+
+
+def test_what_is_encoded_is_what_the_tokenizer_itself_makes_of_harmless_text() -> None:
+    for family in FAMILIES:
+        tokenization = make(family)
+        for title in TITLES:
+            assert tokenization.encode(title) == tokenization.tokenizer(title, add_special_tokens=False)["input_ids"]
+
+
+# ---- Cutting -------------------------------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 30), max_size=40), budget=st.integers(-5, 200))
+def test_the_newest_whole_events_that_fit_are_kept(lengths: list[int], budget: int) -> None:
+    kept = kept_from(lengths, budget)
+    assert 0 <= kept <= len(lengths)
+    assert sum(lengths[kept:]) <= max(budget, 0)
+    assert kept == 0 or sum(lengths[kept - 1 :]) > budget
+
+
+@every_family
+@pytest.mark.parametrize("prompt", [SEQUENCES[0], WITH_TEXT], ids=lambda prompt: prompt.name)
+def test_a_history_is_cut_to_the_newest_events_that_fit(family: str, prompt: Prompt) -> None:
+    whole = make(family, scheme="unequal")
+    history = np.array([3, 5, 0, 1, 2, 5, 7, 6])
+    everything = whole.sequence(prompt, history)
+    head = whole.head_ids(prompt)
+    for max_length in range(len(head) + whole.tokens.shape[1], len(everything) + whole.tokens.shape[1] + 2):
+        tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=max_length)
+        found = tokenization.sequence(prompt, history)
+        assert len(found) + whole.tokens.shape[1] <= max_length
+        start = kept_from(whole.fragment_lengths(prompt, history), max_length - len(head) - whole.tokens.shape[1])
+        expected = np.concatenate([head, *(whole.fragment(prompt, int(item)) for item in history[start:])])
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, everything)
+
+
+@every_family
+@every_template
+def test_an_empty_history_is_the_head_alone(family: str, template: str) -> None:
+    tokenization = make(family, template)
+    for prompt in SEQUENCES:
+        for empty in (np.array([], dtype=np.int32), np.array([])):
+            found = tokenization.sequence(prompt, empty, USER)
+            assert found.tolist() == concatenated(tokenization.head(prompt, USER))
+            assert len(found) > 0
+            assert found.dtype == np.int32
+
+
+def test_a_head_reads_the_user_and_prints_nothing_for_what_is_missing() -> None:
+    tokenization = make("byte-level")
+    decode = tokenization.tokenizer.decode
+    assert "Age 33" in decode(tokenization.head_ids(WITH_USER, USER))
+    assert "Age 7" in decode(tokenization.head_ids(WITH_USER, {"age": 7}))
+    for nobody in (None, {}, {"age": None}):
+        assert "Age<|end|>" in decode(tokenization.head_ids(WITH_USER, nobody))
+
+
+def test_a_head_that_leaves_no_room_is_refused() -> None:
+    whole = make("byte-level", scheme="unequal")
+    room = len(whole.head_ids(WITH_TEXT)) + whole.tokens.shape[1]
+    fits = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=room)
+    assert fits.sequence(WITH_TEXT, np.array([0, 1])).tolist() == whole.head_ids(WITH_TEXT).tolist()
+    tight = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=room - 1)
+    with pytest.raises(PromptError, match=f"with_text: its head takes .* max_length is {room - 1}"):
+        tight.sequence(WITH_TEXT, np.array([0, 1]))
+
+
+@every_family
+def test_the_history_of_a_question_is_cut_to_the_budget(family: str) -> None:
+    whole = make(family)
+    history = [1, 3, 0, 5, 2, 7]
+    all_of_it = len(whole.question_row(NEXT_TITLE, 6, history=history).ids)
+    least = len(whole.question_row(NEXT_TITLE, 6).ids)
+    assert least < all_of_it
+    for max_length in range(least, all_of_it + 1, 7):
+        tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=max_length)
+        row = tokenization.question_row(NEXT_TITLE, 6, history=history)
+        sizes = [len(whole.question_row(NEXT_TITLE, 6, history=history[start:]).ids) for start in range(7)]
+        start = next(start for start, size in enumerate(sizes) if size <= max_length)
+        expected = whole.question_row(NEXT_TITLE, 6, history=history[start:])
+        np.testing.assert_array_equal(row.ids, expected.ids)
+        np.testing.assert_array_equal(row.labels, expected.labels)
+    tight = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=least - 1)
+    with pytest.raises(PromptError, match=f"next_title, item 'i6': question and answer take {least} tokens"):
+        tight.question(NEXT_TITLE, 6, history=history)
+
+
+# ---- Identifier tokens -----------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_identifier_tokens_are_new_special_and_added_once(family: str) -> None:
+    tokenizer = new_tokenizer(family)
+    before = len(tokenizer)
+    identifiers = Identifiers("semantic", ITEMS["item_id"].to_list(), IDENTIFIERS["semantic"])
+    for _ in range(2):
+        add_identifier_tokens(tokenizer, identifiers)
+        ids = tokenizer.convert_tokens_to_ids(identifiers.vocabulary)
+        assert ids == list(range(before, before + len(identifiers.vocabulary)))
+        assert len(tokenizer) == before + len(identifiers.vocabulary)
+    assert all(tokenizer.added_tokens_decoder[index].special for index in ids)
+    assert not any(tokenizer.added_tokens_decoder[index].normalized for index in ids)
+
+
+def test_a_piece_of_the_base_that_is_spelled_like_an_identifier_is_refused() -> None:
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "<|item_1|>": 1}, unk_token="<unk>"))
+    tokenizer = FastTokenizer(tokenizer_object=made, unk_token="<unk>")
+    with pytest.raises(IdentifierError, match=r"holds '<\|item_1\|>', which names an item"):
+        add_identifier_tokens(tokenizer, Identifiers.build("atomic", ["a", "b"]))
+
+
+def test_identifiers_of_other_items_or_unknown_to_the_tokenizer_are_refused() -> None:
+    whole = make("byte-level")
+    with pytest.raises(IdentifierError, match="in another order"):
+        Tokenization(whole.tokenizer, whole.identifiers, ITEMS.reverse(), max_length=50)
+    with pytest.raises(IdentifierError, match=r"does not know the identifier token '<\|item_0\|>'"):
+        Tokenization(new_tokenizer("byte-level"), whole.identifiers, ITEMS, max_length=50)
+
+
+def test_the_table_of_tokens_is_padded() -> None:
+    tokenization = make("byte-level", scheme="unequal")
+    assert tokenization.lengths.tolist() == [1, 2, 3, 3, 2, 2, 1, 4]
+    assert tokenization.tokens.shape == (8, 4)
+    for item, tokens in enumerate(IDENTIFIERS["unequal"]):
+        row = tokenization.tokens[item]
+        assert tokenization.tokenizer.convert_ids_to_tokens(row[row >= 0].tolist()) == list(tokens)
+        np.testing.assert_array_equal(tokenization.identifier(item), row[row >= 0])
+        assert (row[len(tokens) :] == -1).all()
