@@ -194,26 +194,35 @@ class Adapter:
             raise AdapterError(f"{path}: no adapter here (no genrec.json). {hint}") from None
         except json.JSONDecodeError as error:
             raise AdapterError(f"{path / 'genrec.json'}:{error.lineno}: not valid JSON: {error.msg}") from None
+        if not isinstance(manifest, dict):
+            raise AdapterError(f"{path / 'genrec.json'} holds no table. Name a folder that `genrec train` wrote.")
         if manifest.get("format_version") != FORMAT_VERSION:
             raise AdapterError(
                 f"{path}: format_version is {manifest.get('format_version')!r}, this genrec reads {FORMAT_VERSION}. "
                 f"Train it again, or install genrec {manifest.get('versions', {}).get('genrec', 'of then')}."
             )
+        for name in (*manifest["files"], "items.parquet"):
+            if not (path / name).is_file():
+                raise AdapterError(
+                    f"{path / name} is missing; the adapter is incomplete. Train it again, or copy it again."
+                )
         for name, trained in manifest["files"].items():
             file = path / name
-            if not file.is_file():
-                raise AdapterError(f"{file} is missing; the adapter is incomplete. Train it again, or copy it again.")
             found = files.file_hash(file)
             if found != trained:
                 raise AdapterError(
                     f"{file} is not what the adapter was trained with: trained {trained[:16]}, found {found[:16]}. "
                     "Restore the file, or train again with the changed one."
                 )
+        try:
+            items = pl.read_parquet(path / "items.parquet")
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise AdapterError(f"{path / 'items.parquet'} cannot be read as Parquet: {error}") from error
         adapter = cls(
             path=path,
             manifest=manifest,
             identifiers=Identifiers.load(path / "identifiers.parquet"),
-            items=pl.read_parquet(path / "items.parquet"),
+            items=items,
             prompts={name: Prompt.load(path / "prompts" / f"{name}.jinja") for name in manifest["prompts"]},
         )
         if adapter.tuning == "lora":

@@ -19,6 +19,7 @@ from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, StorageError
 from genrec.recommender import Recommender, beams_for
 from genrec.splits import histories_hash
+from genrec.tables import as_polars
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_users(source: str | Path | pl.DataFrame | Any) -> pl.DataFrame:
             frame = readers.read_table(path)
         where = str(path)
     else:
-        frame, where = source if isinstance(source, pl.DataFrame) else pl.DataFrame(source), "users"
+        frame, where = as_polars(source, "users"), "users"
     for column in ("user_id", "history"):
         if column not in frame.columns:
             raise DataError(f"{where}: no column {column!r}; it has {', '.join(frame.columns)}. Rename one of them.")

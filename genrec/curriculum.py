@@ -218,7 +218,7 @@ class Rows:
         return self.tokenization.question_row(prompt, index)
 
     def batch(self, numbers: Sequence[int], pad: int) -> dict[str, np.ndarray]:
-        """Rows ``numbers`` padded to the longest; ``input_ids``, ``labels``, ``attention_mask``: int64 [rows, tokens]."""
+        """Rows ``numbers``, padded: ``input_ids``, ``labels``, ``attention_mask``, each int64 [rows, longest]."""
         made = [self.row(number) for number in numbers]
         shape = (len(made), max(len(row.ids) for row in made))
         result = {

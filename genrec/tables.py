@@ -105,7 +105,7 @@ def check(
 # From any frame to Polars, with the place of every row.
 
 
-def _polars(frame: Any, what: str) -> pl.DataFrame:
+def as_polars(frame: Any, what: str) -> pl.DataFrame:
     """Polars, pandas or Arrow to Polars; pandas is never imported unless the frame is one."""
     if isinstance(frame, pl.DataFrame):
         return frame
@@ -126,7 +126,7 @@ def _polars(frame: Any, what: str) -> pl.DataFrame:
 
 def _table(frame: Any, what: str, columns: Mapping[str, str] | None, required: tuple[str, ...]) -> pl.DataFrame:
     """``frame`` under genrec's column names, with the columns SOURCE and LINE (1-based row unless a reader set it)."""
-    table = _polars(frame, what)
+    table = as_polars(frame, what)
     theirs = [c for c in table.columns if not c.startswith("__")]
     for ours, source in (columns or {}).items():
         # Items and users may have any columns, so that any name can be mapped to; the log has fixed ones.

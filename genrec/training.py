@@ -34,7 +34,7 @@ from genrec.curriculum import Rows, plan
 from genrec.dataset import Dataset
 from genrec.decoding import Trie
 from genrec.engines.local import LocalEngine
-from genrec.errors import ConfigError, GenrecError, LeakError, PromptError, StorageError
+from genrec.errors import ConfigError, DataError, DecodingError, GenrecError, LeakError, PromptError, StorageError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
 from genrec.splits import Cases, Split
@@ -51,6 +51,7 @@ _OWN_TRAINING_KEYS = {  # Keys of SFTConfig that genrec decides, and where to sa
     "eval_strategy": "see [validation]",
     "save_strategy": "the best weights by validation are kept",
     "report_to": "the learning curve is written to the adapter's folder",
+    "loss_type": "rows are trained with cross-entropy",
 }
 _TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 10,
@@ -123,6 +124,13 @@ def dropout(model: torch.nn.Module, p: float) -> Iterator[None]:
             module.attention_dropout = value
 
 
+def _diverged(step: int) -> GenrecError:
+    return GenrecError(
+        f"the loss was no finite number any more after {step} steps. Nothing was written. "
+        "Lower training.learning_rate (a tenth of it is a good next try) or lengthen warmup_steps."
+    )
+
+
 class _Trainer(SFTTrainer):
     """TRL's trainer with rows in the plan's order and the LM head applied to labelled positions only.
 
@@ -149,6 +157,8 @@ class _Trainer(SFTTrainer):
         loss = torch.nn.functional.cross_entropy(
             logits.float(), labels[mask], reduction="sum", label_smoothing=self.args.label_smoothing_factor
         )
+        if not torch.isfinite(loss):
+            raise _diverged(self.state.global_step)
         count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
         return loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
 
@@ -168,7 +178,12 @@ class _Watch(transformers.TrainerCallback):
         self.began = time.perf_counter()
 
     def look(self, step: int, epoch: float) -> None:
-        found = self.evaluate()
+        try:
+            found = self.evaluate()
+        except DecodingError as error:
+            if step == 0:
+                raise
+            raise _diverged(step) from error
         self.curve.append(
             {"step": step, "epoch": round(epoch, 3), "seconds": round(time.perf_counter() - self.began, 1), **found}
         )
@@ -189,13 +204,10 @@ class _Watch(transformers.TrainerCallback):
         self.advance(1, note=f"NDCG@10 {self.curve[-1]['ndcg@10']:.4f} (best {self.best['ndcg@10']:.4f})")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise GenrecError(
-                    f"the loss became {logs['loss']} at step {state.global_step}. Nothing was written. "
-                    "Lower training.learning_rate (a tenth of it is a good next try) or lengthen warmup_steps."
-                )
-            self.losses.append((state.global_step, float(logs["loss"])))
+        # A run that is shorter than the steps between two logs has its mean loss alone.
+        key = "train_loss" if logs and "train_loss" in logs and not self.losses else "loss"
+        if logs and key in logs:
+            self.losses.append((state.global_step, float(logs[key])))
 
     def keep_best(self) -> None:
         """Put the best weights back into the model."""
@@ -408,6 +420,11 @@ def train(
     data = data or Dataset.load(root / recipe.data)
     split = data.split(recipe.split, ties=recipe.ties, seed=recipe.seed)
     split.check()
+    if not len(split.valid):
+        raise DataError(
+            f"{recipe.data}: the split {recipe.split} leaves no validation case (users need 3 interactions or more), so "
+            "nothing could tell which weights to keep. Import more of the log, or another split."
+        )
     base = bases.find(recipe.base, root)
     prompts = _prompts(recipe, root, data)
     transformers.set_seed(recipe.seed)
@@ -491,8 +508,6 @@ def _run(
     engine = LocalEngine(model.get_base_model() if isinstance(model, PeftModel) else model)
 
     def evaluate() -> dict[str, float]:
-        if not len(targets):
-            return {"ndcg@10": 0.0, "recall@10": 0.0}
         found = engine.beam_search(asked, trie, min(VALIDATION_BEAMS, trie.n_items), blocked=blocked).items
         place = metrics.ranks(found, targets)
         return {
@@ -524,6 +539,4 @@ def _run(
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     watch.keep_best()
-    if not watch.losses:
-        watch.losses.append((trainer.state.global_step, float("nan")))
     return watch

@@ -146,16 +146,18 @@ def test_columns_of_users_reach_the_recommender(workspace: Path, data: genrec.Da
 
 
 def test_adapter_of_another_split_is_refused(workspace: Path) -> None:
-    with pytest.raises(LeakError, match="'base' was trained on other interactions .* than the training part") as found:
+    with pytest.raises(LeakError, match=r"'base' was trained on other interactions .* than the training part") as found:
         evaluate(workspace / "eval" / "tiny.toml", assignments=["split=temporal"])
     assert '"leave_one_out"' in str(found.value)  # The split of its recipe is named.
 
 
 def test_adapter_of_another_order_of_ties_is_refused(workspace: Path, data: genrec.Dataset) -> None:
-    tied = changed(data, data.interactions.with_columns(timestamp=pl.col("timestamp") // 180 * 180))
-    given = ["ties=shuffled", "adapters={lora='adapters/lora'}"]
+    first_two = pl.col("timestamp") - 60 * (pl.col("order") == 1)
+    tied = changed(data, data.interactions.with_columns(timestamp=first_two))
+    spec, given = workspace / "eval" / "tiny.toml", ["adapters={lora='adapters/lora'}"]
+    assert evaluate(spec, tied, assignments=given).protocol["ties"] == "file"  # The order it was trained on.
     with pytest.raises(LeakError, match="'lora' was trained on other interactions"):
-        evaluate(workspace / "eval" / "tiny.toml", tied, assignments=given)
+        evaluate(spec, tied, assignments=[*given, "ties=shuffled"])
 
 
 def test_adapter_of_an_older_log_is_refused(workspace: Path, data: genrec.Dataset) -> None:
