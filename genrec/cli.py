@@ -35,7 +35,14 @@ data_app = typer.Typer(help="Fetch, import and inspect data sets.", no_args_is_h
 ids_app = typer.Typer(help="Build and inspect identifiers.", no_args_is_help=True)
 base_app = typer.Typer(help="Make small bases.", no_args_is_help=True)
 prompts_app = typer.Typer(help="List, show, check and render prompts.", no_args_is_help=True)
-for name, part in (("data", data_app), ("ids", ids_app), ("base", base_app), ("prompts", prompts_app)):
+bench_app = typer.Typer(help="Measure decoding and tries on this machine.", no_args_is_help=True)
+for name, part in (
+    ("data", data_app),
+    ("ids", ids_app),
+    ("base", base_app),
+    ("prompts", prompts_app),
+    ("bench", bench_app),
+):
     app.add_typer(part, name=name)
 
 
@@ -504,6 +511,77 @@ def prompts_render(
         f"tokens: {found.tokens['head']} head, {found.tokens['history']} history, {found.tokens['answer']} answer, "
         f"{found.tokens['free']} of {found.tokens['max_length']} free; {found.cut} oldest events were cut"
     )
+
+
+Out = Annotated[Path | None, typer.Option(help="Write the JSON and a picture to this folder.")]
+
+
+@bench_app.command("decode")
+def bench_decode(
+    model: Annotated[str, typer.Option(help="A base by name or folder, or random-135m.")] = "smollm2",
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="generate, floor, atomic, prefix, throughput, profile or beam-loss; unset: all."),
+    ] = None,
+    users: Annotated[int, typer.Option(help="Prompts of one call.")] = 4,
+    load: Annotated[int, typer.Option(help="Users of the throughput part.")] = 1000,
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    device: Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it.")] = "cpu",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    data: Annotated[Path | None, typer.Option(help="A data set folder for beam-loss; unset: generated data.")] = None,
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny settings, to see that it runs.")] = False,
+    json_: Json = False,
+) -> None:
+    """The engine beside `generate`, and beside the floor that operations give; takes some minutes."""
+    from genrec.benchmarks.decode import PARTS, decode
+
+    _print_bench(
+        "decode",
+        decode(
+            model, parts=part or PARTS, users=users, load=load, threads=threads, repeats=repeats,
+            clock=clock, device=device, dtype=dtype, data=data, quick=quick,
+        ),
+        out,
+        json_,
+    )  # fmt: skip
+
+
+@bench_app.command("trie")
+def bench_trie(
+    items: Annotated[int, typer.Option(help="Of the catalogue.")] = 1_000_000,
+    users: Annotated[int, typer.Option(help="Whose masks are set at once.")] = 8,
+    beams: Annotated[int, typer.Option(help="Of the masked searches.")] = 50,
+    history: Annotated[int, typer.Option(help="Items that a user has seen.")] = 200,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 9,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    out: Out = None,
+    json_: Json = False,
+) -> None:
+    """Building, size, children, masks and saving of a trie, beside a trie of Python dicts."""
+    from genrec.benchmarks.trie import trie
+
+    found = trie(items, users=users, num_beams=beams, history=history, repeats=repeats, clock=clock)
+    _print_bench("trie", found, out, json_)
+
+
+def _print_bench(name: str, report: Any, out: Path | None, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        marks = {True: "met", False: "MISSED", None: ""}
+        rows = [
+            [row.part, row.setting, row.what, f"{row.value:,.4g}", row.unit, row.goal, marks[row.met]]
+            for row in report.rows
+        ]
+        told = ", ".join(f"{key} {value}" for key, value in report.conditions.items() if key != "versions")
+        _print_table(f"genrec bench {name}", ["part", "setting", "what", "value", "", "goal", ""], rows, right=(3,))
+        print(told)
+    if out is not None:
+        for path in report.save(out, name):
+            progress.say(str(path))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class IdentifierRecipe:
     """How identifiers are made: see ``genrec.identifiers``.
 
     Attributes:
-        scheme: ``atomic``, ``semantic`` or ``random``.
+        scheme: ``atomic``, ``semantic``, ``title`` or ``random``.
         levels, codes: Of ``semantic`` and ``random``.
         file: Identifiers that ``genrec ids build`` wrote; the other keys are not read then.
     """

@@ -22,14 +22,24 @@ from genrec.errors import ConfigError, IdentifierError, UnknownIdError
 from genrec.files import new_file, text_hash
 
 Tokens = tuple[str, ...]
+Titles = Sequence[Sequence[str]]  # The title of each item as tokens.
+
+LONGEST_TITLE = 32  # Tokens of a title that an identifier of the scheme "title" keeps.
+_TITLE_END = "<|title_end|>"
+_TITLE_NUMBERS = [f"<|title_{digit}|>" for digit in range(256)]
+_TITLE_OWN = {_TITLE_END, *_TITLE_NUMBERS}
 
 
-def _atomic(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: int) -> list[Tokens]:
+def _atomic(
+    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+) -> list[Tokens]:
     """One token per item: the most accurate where data is small, and one decoding step."""
     return [(f"<|item_{item}|>",) for item in range(n)]
 
 
-def _semantic(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: int) -> list[Tokens]:
+def _semantic(
+    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+) -> list[Tokens]:
     """Residual k-means codes of the vectors: similar items share a prefix."""
     if vectors is None:
         raise ConfigError(
@@ -39,7 +49,9 @@ def _semantic(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: 
     return _spell(semantic_ids.codes(vectors, levels=levels, codes=codes, seed=seed))
 
 
-def _random(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: int) -> list[Tokens]:
+def _random(
+    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+) -> list[Tokens]:
     """Distinct code tuples drawn uniformly: what semantic identifiers are to be compared with."""
     semantic_ids.check_room(n, levels, codes)
     numbers = np.random.default_rng(seed).choice(codes**levels, n, replace=False)
@@ -47,9 +59,41 @@ def _random(n: int, vectors: ArrayLike | None, levels: int, codes: int, seed: in
     return _spell(numbers[:, None] // powers % codes)
 
 
-SCHEMES: dict[str, Callable[[int, ArrayLike | None, int, int, int], list[Tokens]]] = {
+def _title(
+    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+) -> list[Tokens]:
+    """The first ``LONGEST_TITLE`` tokens of the title, and a terminator, which no title can spell.
+
+    Items whose titles are equal up to there are numbered in catalogue order: the first has no number, the others have
+    theirs before the terminator, in digits of base 256, so that any catalogue needs at most 257 new tokens.
+    """
+    if titles is None:
+        raise ConfigError(
+            "title identifiers are spelled in the tokens of a base, and none were given. Set identifiers.scheme = "
+            '"title" in a recipe, which names its base, or pass base=.'
+        )
+    if len(titles) != n:
+        raise IdentifierError(f"{n} items need as many titles, found {len(titles)}.")
+    seen: Counter[Tokens] = Counter()
+    result = []
+    for title in titles:
+        kept = tuple(title[:LONGEST_TITLE])
+        if not _TITLE_OWN.isdisjoint(kept):
+            own = next(token for token in kept if token in _TITLE_OWN)
+            raise IdentifierError(f"the tokenizer makes {own!r} of plain text, which ends titles here.")
+        number, digits = seen[kept], []
+        seen[kept] += 1
+        while number:
+            number, digit = divmod(number, len(_TITLE_NUMBERS))
+            digits.append(_TITLE_NUMBERS[digit])
+        result.append((*kept, *reversed(digits), _TITLE_END))
+    return result
+
+
+SCHEMES: dict[str, Callable[[int, ArrayLike | None, Titles | None, int, int, int], list[Tokens]]] = {
     "atomic": _atomic,
     "semantic": _semantic,
+    "title": _title,
     "random": _random,
 }
 
@@ -111,29 +155,34 @@ class Identifiers:
         item_ids: Sequence[str],
         vectors: ArrayLike | None = None,
         *,
+        titles: Titles | None = None,
         levels: int = 3,
         codes: int = 256,
         seed: int = 0,
     ) -> Identifiers:
         """Make identifiers for a catalogue. Deterministic under ``seed``.
 
+        Under "atomic" and "title", items that are appended to a catalogue leave the identifiers of the others as they
+        are.
+
         Args:
             scheme: A key of ``SCHEMES``.
             item_ids: n item ids, all different.
             vectors: float [n, d], finite; read by "semantic" alone.
+            titles: The title of each item as tokens of the base (``tokenization.text_tokens``); read by "title" alone.
             levels: Codes per identifier of "semantic" and "random".
             codes: Different codes per level; codes ** levels must be at least n.
             seed: Of k-means, or of the drawing.
 
         Raises:
-            ConfigError: Unknown scheme, no vectors, or codes ** levels < n.
+            ConfigError: Unknown scheme, no vectors or titles where they are needed, or codes ** levels < n.
             IdentifierError: Item ids that repeat.
         """
         if scheme not in SCHEMES:
             raise ConfigError(f"unknown identifier scheme {scheme!r}. {suggestion(str(scheme), SCHEMES)}")
         if vectors is not None:
             vectors = _matrix(vectors, len(item_ids))
-        return cls(scheme, list(item_ids), SCHEMES[scheme](len(item_ids), vectors, levels, codes, seed))
+        return cls(scheme, list(item_ids), SCHEMES[scheme](len(item_ids), vectors, titles, levels, codes, seed))
 
     def summary(self, items: Sequence[str] = ()) -> dict[str, Any]:
         """Scheme, counts, and the identifiers of ``items``, as plain values.
@@ -161,12 +210,15 @@ class Identifiers:
 
     @cached_property
     def vocabulary(self) -> list[str]:
-        """The identifier tokens in a fixed order: atomic by item, codes level by level, each by number.
+        """The tokens that a base gets anew, in a fixed order: atomic by item, codes level by level, each by number.
 
-        Only tokens that some item uses: rows without an item would take part in the softmax.
+        Only tokens that some item uses: rows without an item would take part in the softmax. Under "title" these are
+        the terminator and the numbers; the tokens of the titles are the base's own and stay as they are.
         """
         if self.scheme == "atomic":
             return list(dict.fromkeys(token for tokens in self.tokens for token in tokens))
+        if self.scheme == "title":
+            return sorted({token for tokens in self.tokens for token in tokens} & _TITLE_OWN, key=_by_number)
         depth = max(map(len, self.tokens), default=0)
         levels = [{t[level] for t in self.tokens if len(t) > level} for level in range(depth)]
         return list(dict.fromkeys(token for level in levels for token in sorted(level, key=_by_number)))
@@ -178,7 +230,7 @@ class Identifiers:
         return text_hash(self.scheme, *parts)
 
     def token_vectors(self, vectors: ArrayLike) -> NDArray[np.float32]:
-        """What the embedding row of each identifier token is started from: the mean vector of the items that use it.
+        """What the embedding row of each new token is started from: the mean vector of the items that use it.
 
         Args:
             vectors: float [n_items, d].
@@ -188,7 +240,7 @@ class Identifiers:
         """
         matrix = _matrix(vectors, len(self.item_ids))
         row = {token: index for index, token in enumerate(self.vocabulary)}
-        pairs = [(row[token], item) for item, tokens in enumerate(self.tokens) for token in set(tokens)]
+        pairs = [(row[token], item) for item, tokens in enumerate(self.tokens) for token in set(tokens) & row.keys()]
         rows, items = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         share = 1.0 / np.bincount(rows, minlength=len(row))[rows]
         mean = sparse.csr_matrix((share, (rows, items)), shape=(len(row), len(self.item_ids)))

@@ -6,7 +6,7 @@ spell a control or identifier token, and what is trained is token for token what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,35 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(backend))
 
 
+def _control(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Token ids that no text may hold: control tokens, and identifier tokens that were added."""
+    added = {index for token, index in tokenizer.get_added_vocab().items()}
+    return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
+    """What encodes plain text: never into a control or identifier token, whatever the text spells."""
+    plain, control = plain_tokenizer(tokenizer), _control(tokenizer)
+
+    def encode(text: str) -> list[int]:
+        ids = plain.encode(text, add_special_tokens=False).ids
+        if control.isdisjoint(ids):
+            return list(ids)
+        # A vocabulary that holds its control tokens as ordinary pieces (SentencePiece does) finds them in text.
+        single = (plain.encode(character, add_special_tokens=False).ids for character in text)
+        return [index for ids in single for index in ids if index not in control]
+
+    return encode
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[str]]:
+    """Plain texts as tokens, spelled as in the vocabulary: what the scheme "title" makes identifiers from."""
+    encode = text_encoder(tokenizer)
+    return [tokenizer.convert_ids_to_tokens(encode(text)) for text in texts]
+
+
 def add_identifier_tokens(tokenizer: PreTrainedTokenizerFast, identifiers: Identifiers) -> None:
-    """Add the identifier tokens to ``tokenizer``, special and not normalised; those that it has already stay.
+    """Add the identifiers' new tokens to ``tokenizer``, special and not normalised; those that it has already stay.
 
     Raises:
         IdentifierError: A token of the base's own vocabulary is spelled like an identifier token.
@@ -151,6 +178,7 @@ class Tokenization:
     Attributes:
         tokens: int32 [items, longest identifier], token ids of each item's identifier, padded with -1.
         lengths: int32 [items], tokens of each identifier.
+        encode: Plain text -> token ids: never a control or identifier token, whatever the text spells.
     """
 
     def __init__(
@@ -170,31 +198,28 @@ class Tokenization:
         self.max_length = max_length
         self.frames: dict[str, Frame] = dict(frames or {})
         vocabulary = tokenizer.get_vocab()
-        missing = next((token for token in identifiers.vocabulary if token not in vocabulary), None)
+        used = dict.fromkeys(token for tokens in identifiers.tokens for token in tokens)
+        missing = next((token for token in used if token not in vocabulary), None)
         if missing is not None:
-            raise IdentifierError(f"the tokenizer does not know the identifier token {missing!r}.")
+            raise IdentifierError(
+                f"the tokenizer does not know the identifier token {missing!r}: the identifiers were made for another."
+            )
+        control = _control(tokenizer)
+        borrowed = used.keys() - set(identifiers.vocabulary)
+        wrong = next((token for token in sorted(borrowed) if vocabulary[token] in control), None)
+        if wrong is not None:
+            raise IdentifierError(f"the control token {wrong!r} stands in an identifier. Make the identifiers again.")
         self.lengths = np.array([len(tokens) for tokens in identifiers.tokens], dtype=np.int32)
         self.tokens = np.full((len(items), int(self.lengths.max(initial=1))), -1, dtype=np.int32)
         for index, tokens in enumerate(identifiers.tokens):
             self.tokens[index, : len(tokens)] = [vocabulary[token] for token in tokens]
-        self._plain = plain_tokenizer(tokenizer)
-        added = {index for token, index in tokenizer.get_added_vocab().items()}
-        self._forbidden = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        self.encode = text_encoder(tokenizer)
         self._fragments: dict[str, list[np.ndarray | None]] = {}
         self._heads: dict[str, np.ndarray] = {}
 
     def identifier(self, item: int) -> np.ndarray:
         """int32 token ids of one item's identifier."""
         return self.tokens[item, : self.lengths[item]]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: never a control or identifier token, whatever the text spells."""
-        ids = self._plain.encode(text, add_special_tokens=False).ids
-        if self._forbidden.isdisjoint(ids):
-            return list(ids)
-        # A vocabulary that holds its control tokens as ordinary pieces (SentencePiece does) finds them in text.
-        single = (self._plain.encode(character, add_special_tokens=False).ids for character in text)
-        return [index for ids in single for index in ids if index not in self._forbidden]
 
     def frame(self, prompt: Prompt) -> Frame:
         """The frame of a prompt: the stored one, or rendered now and kept."""
@@ -214,8 +239,8 @@ class Tokenization:
         spans = []
         for segment in segments:
             if segment.kind == "identifier":
-                text = "".join(self.identifiers.tokens[segment.item])
-                spans.append(Span("identifier", text, self.identifier(segment.item).tolist()))
+                ids = self.identifier(segment.item).tolist()
+                spans.append(Span("identifier", self.tokenizer.decode(ids), ids))
             else:
                 spans.append(Span(segment.kind, segment.text, self.encode(segment.text)))
         return spans

@@ -38,7 +38,7 @@ from genrec.errors import ConfigError, DataError, DecodingError, GenrecError, Le
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
 from genrec.splits import Cases, Split
-from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
+from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, text_tokens
 
 VALIDATION_BEAMS = 20
 _OWN_TRAINING_KEYS = {  # Keys of SFTConfig that genrec decides, and where to say it instead.
@@ -311,10 +311,15 @@ def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
     return loaded
 
 
+def _titles(data: Dataset, base: bases.Base) -> list[list[str]]:
+    return text_tokens(base.tokenizer(), data.items["title"].to_list())
+
+
 def build_identifiers(
     data: Dataset | str | Path,
     scheme: str,
     *,
+    base: str | None = None,
     levels: int = 3,
     codes: int = 256,
     split: SplitKind = "leave_one_out",
@@ -322,13 +327,22 @@ def build_identifiers(
 ) -> Identifiers:
     """Identifiers for a data set, from features of its catalogue and the training part of its split alone.
 
+    Args:
+        data: A data set, or its folder.
+        scheme: A key of ``identifiers.SCHEMES``.
+        base: The base whose tokens spell the titles; read by the scheme "title" alone.
+        levels, codes: See ``Identifiers.build``.
+        split: What part of the interactions is for training.
+        seed: Of features and clusters.
+
     Raises:
-        ConfigError: An unknown scheme, or more items than ``codes ** levels``.
+        ConfigError: An unknown scheme, no base for "title", or more items than ``codes ** levels``.
     """
     data = data if isinstance(data, Dataset) else Dataset.load(data)
     part = data.split(split, seed=seed)
     vectors = features.item_vectors(data.items, part.train, seed=seed).vectors
-    made = Identifiers.build(scheme, data.item_ids, vectors, levels=levels, codes=codes, seed=seed)
+    titles = _titles(data, bases.find(base)) if scheme == "title" and base is not None else None
+    made = Identifiers.build(scheme, data.item_ids, vectors, titles=titles, levels=levels, codes=codes, seed=seed)
     return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
 
 
@@ -356,9 +370,11 @@ def identify(
         found, source = Identifiers.load(workspace / wanted.file), f"identifiers {wanted.file}"
         fitted_on = found.fitted_on
     else:
+        titles = _titles(data, base) if wanted.scheme == "title" else None
         made = Identifiers.build(
-            wanted.scheme, data.item_ids, vectors, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed
-        )
+            wanted.scheme, data.item_ids, vectors,
+            titles=titles, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed,
+        )  # fmt: skip
         return replace(made, fitted_on=split.train_hash) if made.scheme == "semantic" else made, False
     if list(found.item_ids) != data.item_ids:
         raise ConfigError(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -241,3 +243,124 @@ class TestBeamSearch:
     def test_refuses(self, arguments: dict, message: str) -> None:
         with pytest.raises(DecodingError, match=message):
             BeamSearch(Trie.build(np.array([[1], [2]])), 1, **{"num_beams": 1, **arguments})
+
+
+class TestSavedTrie:
+    def test_what_is_mapped_is_what_was_saved(self, tmp_path: Path) -> None:
+        for seed in range(20):
+            built = Trie.build(padded(random_catalogue(np.random.default_rng(seed), 50)))
+            built.save(tmp_path / "trie")  # The name stays as given, and a file that is there is replaced.
+            mapped = Trie.load(tmp_path / "trie")
+            assert (mapped.hash, mapped.max_length) == (built.hash, built.max_length)
+            for name in ("token", "first_child", "lo", "items", "position"):
+                found, expected = getattr(mapped, name), getattr(built, name)
+                assert found.dtype == expected.dtype == np.int32
+                assert np.array_equal(found, expected)
+            model = Model(seed)
+            found, expected = (run(BeamSearch(trie, 2, 5), model).result() for trie in (mapped, built))
+            assert np.array_equal(found.items, expected.items)
+        assert isinstance(np.load(tmp_path / "trie", mmap_mode="r"), np.memmap)
+        base = mapped.token
+        while not isinstance(base, np.memmap) and base.base is not None:
+            base = base.base
+        assert isinstance(base, np.memmap)
+        with pytest.raises(ValueError, match="read-only"):
+            mapped.token[0] = 1
+        assert [path.name for path in tmp_path.iterdir()] == ["trie"]
+
+    def test_no_byte_can_be_lost_or_changed(self, tmp_path: Path) -> None:
+        path, cut = tmp_path / "trie.npy", tmp_path / "cut"
+        Trie.build(np.array([[1, 5], [2, 3], [1, 4]])).save(path)
+        content = path.read_bytes()
+        for length in range(len(content)):
+            cut.write_bytes(content[:length])
+            with pytest.raises(IdentifierError, match="Save the trie again"):
+                Trie.load(cut)
+        start = len(content) - 4 * (16 + 6 + 7 + 6 + 3)
+        for place in range(start, len(content)):
+            if start + 20 <= place < start + 32:
+                continue  # Unused numbers of the header.
+            cut.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(IdentifierError, match="Save the trie again"):
+                Trie.load(cut)
+
+    def test_foreign_files_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "trie.npy"
+        with pytest.raises(IdentifierError, match="there is no trie at"):
+            Trie.load(path)
+        with pytest.raises(IdentifierError, match="is no trie"):
+            Trie.load(tmp_path)
+        for content in (np.arange(100, dtype=np.int32), np.zeros(100), np.zeros((10, 10), dtype=np.int32), np.array(1)):
+            np.save(path, content)
+            with pytest.raises(IdentifierError, match="is no trie"):
+                Trie.load(path)
+        np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+        with pytest.raises(IdentifierError, match="is no trie"):
+            Trie.load(path)
+        with open(path, "wb") as file:
+            np.savez(file, a=np.zeros(3))
+        with pytest.raises(IdentifierError, match="is no trie"):
+            Trie.load(path)
+        path.write_text("item_id,title\n")
+        with pytest.raises(IdentifierError, match="is no trie"):
+            Trie.load(path)
+
+
+class TestMasks:
+    @settings(deadline=None, max_examples=150)
+    @given(st.integers(0, 2**32), st.sampled_from([1, 2, 63, 64, 65, 127, 128, 300]))
+    def test_candidates_are_the_children_with_an_open_item(self, seed: int, n_items: int) -> None:
+        """At every step, against all identifiers one by one; lists are shared, doubled, padded, dense or empty."""
+        rng = np.random.default_rng(seed)
+        numbers = rng.choice(CODES**LONGEST, n_items, replace=False)
+        codes = numbers[:, None] // CODES ** np.arange(LONGEST) % CODES
+        table = np.concatenate([codes, np.full((n_items, 1), -1)], axis=1)
+        table[np.arange(n_items), rng.integers(2, LONGEST + 1, n_items)] = CODES + 1  # An end mark, at unequal depth.
+        for row in table:
+            row[int(np.argmax(row == CODES + 1)) + 1 :] = -1
+        table = table[np.unique(table, axis=0, return_index=True)[1]]
+        rng.shuffle(table)
+        n, trie, model = 4, Trie.build(table), Model(seed)
+
+        def draw(share: float) -> np.ndarray | None:
+            some = np.flatnonzero(rng.random(len(table)) < share)
+            return rng.permutation(np.concatenate([some, some[:3], [-1]])) if rng.random() < 0.8 else None
+
+        share = float(rng.choice([0.0, 0.02, 0.5, 0.97, 1.0]))
+        common = draw(share)
+        allowed = None if rng.random() < 0.3 else rng.random(len(table)) < max(share, 0.5)
+        blocked = None if rng.random() < 0.3 else [draw(1 - share), common, common, draw(share)]
+        only = None if rng.random() < 0.3 else [common, draw(share), common, draw(1 - share)]
+        opened = np.ones((n, len(table)), dtype=bool) if allowed is None else np.tile(allowed, (n, 1))
+        for prompt in range(n):
+            if only is not None and only[prompt] is not None:
+                opened[prompt] &= np.isin(np.arange(len(table)), only[prompt])
+            if blocked is not None and blocked[prompt] is not None:
+                opened[prompt] &= ~np.isin(np.arange(len(table)), blocked[prompt])
+
+        search = BeamSearch(trie, n, int(rng.integers(1, 8)), allowed, blocked, only)
+        assert search.n_allowed.tolist() == opened.sum(axis=1).tolist()
+        shared, shut, alone = search.restrictions()
+        rebuilt = np.ones((n, len(table)), dtype=bool) if shared is None else np.tile(shared, (n, 1))
+        rebuilt[shut] = False
+        rebuilt[search.has_only] = False
+        rebuilt[alone] = True
+        assert np.array_equal(rebuilt, opened[:, trie.items])
+        prefixes: list[tuple[int, ...]] = [()] * len(search.owner)
+        while not search.done:
+            rows, tokens = search.candidates()
+            found = sorted((*prefixes[r], int(search.owner[r]), int(t)) for r, t in zip(rows, tokens, strict=True))
+            expected = []
+            for owner, prefix in zip(search.owner.tolist(), prefixes, strict=True):
+                below = (table[:, : len(prefix)] == prefix).all(axis=1) & opened[owner]
+                expected += [(*prefix, owner, int(t)) for t in np.unique(table[below, len(prefix)])]
+            assert found == sorted(expected)
+            pairs = zip(rows, tokens, strict=True)
+            search.advance(np.array([model.logprob(search.owner[r], prefixes[r], min(t, CODES)) for r, t in pairs]))
+            prefixes = [(*prefixes[p], int(t)) for p, t in zip(search.parent, search.token, strict=True)]
+
+    def test_rows_of_one_array_are_restrictions_of_their_own(self) -> None:
+        trie = Trie.build(np.arange(6)[:, None])
+        search = BeamSearch(trie, 3, 6, only=np.array([[0, 1], [2, 3], [4, -1]]), blocked=np.array([[0], [5], [-1]]))
+        rows, tokens = search.candidates()
+        assert list(zip(search.owner[rows].tolist(), tokens.tolist(), strict=True)) == [(0, 1), (1, 2), (1, 3), (2, 4)]

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from genrec.decoding import Trie
-from genrec.engines import Engine
+from genrec.engines import Engine, batches
 from genrec.engines.dummy import DummyEngine
 from genrec.engines.local import LocalEngine
 from genrec.errors import DecodingError
@@ -73,12 +76,15 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 def random_catalogue(seed: int, n: int, longest: int = 4, lowest: int = 3, codes: int = 5) -> np.ndarray:
     """Prefix-free identifiers of unequal length, in random order, padded with -1. Codes differ by level at first."""
     rng = np.random.default_rng(seed)
-    kept: list[list[int]] = []
+    kept: dict[tuple[int, ...], None] = {}
+    inner: set[tuple[int, ...]] = set()
     for _ in range(n):
-        new = [int(t) for t in lowest + rng.integers(0, codes, rng.integers(min(2, longest), longest + 1))]
-        if not any(new[: len(old)] == old or old[: len(new)] == new for old in kept):
-            kept.append(new)
-    return np.array([row + [-1] * (longest - len(row)) for row in kept])
+        new = tuple(int(t) for t in lowest + rng.integers(0, codes, rng.integers(min(2, longest), longest + 1)))
+        beginnings = [new[:depth] for depth in range(1, len(new))]
+        if new not in inner and new not in kept and not any(beginning in kept for beginning in beginnings):
+            kept[new] = None
+            inner.update(beginnings)
+    return np.array([[*row, *[-1] * (longest - len(row))] for row in kept])
 
 
 def random_prompts(seed: int, n: int, common: int = 0, shortest: int = 1, longest: int = 30) -> list[np.ndarray]:
@@ -97,6 +103,15 @@ def forward_scores(model: hf.PreTrainedModel, prompt: np.ndarray, table: np.ndar
         logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
         scores.append(logprobs[torch.arange(len(completion)), torch.tensor(completion)].sum().item())
     return np.array(scores)
+
+
+def padded_scores(model: hf.PreTrainedModel, prompt: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The oracle of many items: one plain causal forward, where what pads an item stands after it and is not seen."""
+    rows = np.concatenate([np.broadcast_to(prompt, (len(table), len(prompt))), table.clip(min=0)], axis=1)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(rows).long(), use_cache=False).logits[:, len(prompt) - 1 : -1]
+    picked = logits.log_softmax(-1).gather(2, torch.from_numpy(table.clip(min=0)).long()[:, :, None])[:, :, 0]
+    return np.where(table < 0, 0.0, picked.numpy()).sum(axis=1)
 
 
 def assert_ranking(
@@ -254,30 +269,200 @@ class TestLocalAgainstTransformers:
     @pytest.mark.parametrize(("beams", "longest"), [(1, 3), (4, 3), (10, 3), (8, 1)])
     def test_constrained_generate(self, name: str, beams: int, longest: int) -> None:
         """The same list and scores as transformers' beam search with prefix_allowed_tokens_fn."""
-        engine = local_engine(name)
-        rng = np.random.default_rng(beams)
+        engine, rng = local_engine(name), np.random.default_rng(beams)
         table = np.unique(rng.integers(3, 3 + (60 if longest == 1 else 6), (60, longest)), axis=0)
-        legal: dict[tuple[int, ...], set[int]] = {}
-        for row in table.tolist():
-            for depth in range(longest):
-                legal.setdefault(tuple(row[:depth]), set()).add(row[depth])
         for prompt in random_prompts(beams, 2, shortest=WINDOW + 4):
-            start = len(prompt)
-
-            def after(_: int, ids: torch.Tensor, start: int = start) -> list[int]:
-                return sorted(legal[tuple(ids[start:].tolist())])
-
-            output = engine.model.generate(
-                torch.tensor(prompt[None]), attention_mask=torch.ones(1, start, dtype=torch.long),
-                prefix_allowed_tokens_fn=after, num_beams=beams, num_return_sequences=beams, max_new_tokens=longest,
-                do_sample=False, length_penalty=0.0, early_stopping=True, eos_token_id=None, pad_token_id=0,
-                return_dict_in_generate=True, output_scores=True,
-            )  # fmt: skip
-            expected = [tuple(row) for row in output.sequences[:, start:].tolist()]
+            expected, scores = generated(engine.model, prompt[None], table, beams)
             found = engine.beam_search([prompt], Trie.build(table), beams)
-            assert [tuple(table[item].tolist()) for item in found.items[0]] == expected
-            if beams > 1:  # greedy search has no sequences_scores
-                np.testing.assert_allclose(found.scores[0], output.sequences_scores.numpy(), atol=1e-5)
+            np.testing.assert_array_equal(found.items, expected)
+            if scores is not None:
+                np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+
+
+def generated(model: hf.PreTrainedModel, prompts: np.ndarray, table: np.ndarray, beams: int) -> tuple[Any, Any]:
+    """Items and scores [prompts, beams] of transformers' beam search with prefix_allowed_tokens_fn."""
+    start, longest = prompts.shape[1], table.shape[1]
+    legal: dict[tuple[int, ...], set[int]] = {}
+    for row in table.tolist():
+        for depth in range(longest):
+            legal.setdefault(tuple(row[:depth]), set()).add(row[depth])
+    output = model.generate(
+        torch.from_numpy(prompts), attention_mask=torch.ones(prompts.shape, dtype=torch.long),
+        prefix_allowed_tokens_fn=lambda _, ids: sorted(legal[tuple(ids[start:].tolist())]), num_beams=beams,
+        num_return_sequences=beams, max_new_tokens=longest, do_sample=False, length_penalty=0.0, early_stopping=True,
+        eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    index = {tuple(row): item for item, row in enumerate(table.tolist())}
+    items = np.array([index[tuple(row)] for row in output.sequences[:, start:].tolist()])
+    # Greedy search has no scores of sequences.
+    scores = None if beams == 1 else output.sequences_scores.numpy().reshape(len(prompts), beams)
+    return items.reshape(len(prompts), beams), scores
+
+
+class TestExactness:
+    """The promises at length. The slow ones are the same with more cases."""
+
+    def random_catalogues(self, seeds: range) -> None:
+        names = ("llama", "qwen3-tied", "gemma3", "gemma2-soft-caps", "gpt2")
+        for seed in seeds:
+            rng, engine = np.random.default_rng(seed), local_engine(names[seed % len(names)])
+            table = random_catalogue(seed, int(rng.integers(1, 501)), int(rng.integers(1, 6)), codes=9)
+            (prompt,) = random_prompts(seed, 1)
+            found = engine.beam_search([prompt], Trie.build(table), len(table) + int(rng.integers(0, 3)))
+            expected = padded_scores(engine.model, prompt, table)
+            assert_ranking(found.items[0], found.scores[0], expected, np.arange(len(table)))
+
+    def test_random_catalogues_equal_brute_force(self) -> None:
+        self.random_catalogues(range(100))
+
+    @pytest.mark.slow
+    def test_1000_random_catalogues_equal_brute_force(self) -> None:
+        self.random_catalogues(range(100, 1100))
+
+    def against_generate(self, name: str, lengths: int) -> None:
+        engine, rng = make_local(name, torch.float32), np.random.default_rng(lengths)
+        for length in rng.integers(1, 40, size=lengths):
+            table = np.unique(rng.integers(3, 11, (120, 3)), axis=0)
+            prompts = rng.integers(3, VOCAB, (5, length))
+            items, scores = generated(engine.model, prompts, table, 8)
+            found = engine.beam_search(list(prompts), Trie.build(table), 8)
+            np.testing.assert_allclose(found.scores, scores, atol=1e-4)
+            # Where neighbours are nearer than that, either order is right.
+            close = np.abs(np.diff(scores, axis=1, append=scores[:, -1:] - 1)) < 2e-4
+            close |= np.abs(np.diff(scores, axis=1, prepend=scores[:, :1] + 1)) < 2e-4
+            assert ((found.items == items) | close).all()
+
+    @pytest.mark.parametrize("name", ["llama", "qwen3-tied", "gemma3", "gemma2-soft-caps", "gpt2"])
+    def test_20_prompts_against_constrained_generate(self, name: str) -> None:
+        self.against_generate(name, 4)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["llama", "qwen3-tied", "gemma3", "gemma2-soft-caps", "gpt2"])
+    def test_200_prompts_against_constrained_generate(self, name: str) -> None:
+        self.against_generate(name, 40)
+
+    def legal_items(self, wanted: int) -> None:
+        """At least ``wanted`` items out of ten catalogues: all known, none twice, none blocked, none not allowed."""
+        torch.manual_seed(0)
+        engine = LocalEngine(hf.LlamaForCausalLM(hf.LlamaConfig(**{**_COMMON, "vocab_size": 4 * 64 + 3})).eval())
+        total = 0
+        sizes = (1_000_000, 100_000, 10_000, 3000, 1000, 200, 60, 7, 2, 1)
+        for number, n in enumerate(sizes):
+            rng = np.random.default_rng(number)
+            flat = rng.choice(64**4, size=n, replace=False)
+            table = 3 + 64 * np.arange(4) + flat[:, None] // 64 ** np.arange(4)[::-1] % 64
+            trie = Trie.build(table)
+            assert len(np.unique(trie.items)) == n
+            allowed = rng.random(n) < 0.8 if number % 2 else None
+            for _ in range(-(-wanted // 2500)):
+                prompts = random_prompts(number, 10)
+                blocked = [rng.integers(0, n, rng.integers(0, 200)) for _ in prompts]
+                only = [rng.integers(0, n, 300) if i % 5 == 4 else None for i in range(10)]
+                found = engine.beam_search(prompts, trie, 50, allowed, blocked, only)
+                for items, reason, bad, alone in zip(found.items, found.reasons, blocked, only, strict=True):
+                    got = items[items >= 0]
+                    ok = np.ones(n, dtype=bool) if allowed is None else allowed.copy()
+                    ok[bad] = False
+                    if alone is not None:
+                        inside = np.zeros(n, dtype=bool)
+                        inside[alone] = True
+                        ok &= inside
+                    assert (got < n).all()
+                    assert ok[got].all()
+                    assert len(np.unique(got)) == len(got) == min(50, ok.sum())
+                    assert (reason is None) == (ok.sum() >= 50)
+                    total += len(got)
+        assert total >= wanted
+
+    def test_5000_generated_items_are_legal(self) -> None:
+        self.legal_items(5000)
+
+    @pytest.mark.slow
+    def test_50000_generated_items_are_legal(self) -> None:
+        self.legal_items(50_000)
+
+
+class TestMemory:
+    @pytest.mark.parametrize("longest", [1, 4])
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+    def test_out_of_memory_splits_the_batch(
+        self, longest: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What does not fit is split, again and again, the rest of the load too, and every result stays."""
+        trie = Trie.build(random_catalogue(9, 60, longest, codes=60 if longest == 1 else 5))
+        prompts, engine = random_prompts(9, 17, common=60), make_local("llama")
+        tails = [np.array([5, 6, 7])] * 17
+        whole, scores = engine.beam_search(prompts, trie, 6), engine.score(prompts, tails)
+        forward, sizes = engine._forward, []
+
+        def small(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            sizes.append(len(inputs))
+            if len(inputs) > 3:
+                raise error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes")
+            return forward(inputs, *args, **kwargs)
+
+        monkeypatch.setattr(engine, "_forward", small)
+        split = engine.beam_search(prompts, trie, 6)
+        assert max(sizes) > 3
+        assert sizes.count(max(sizes)) == 1  # The lesson is learned once.
+        np.testing.assert_array_equal(split.items, whole.items)
+        np.testing.assert_allclose(split.scores, whole.scores, atol=1e-6)
+        np.testing.assert_allclose(engine.score(prompts, tails), scores, atol=1e-9)
+
+    def test_out_of_memory_alone_names_the_prompt(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = make_local("llama")
+
+        def refused(inputs: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(engine, "_forward", refused)
+        with pytest.raises(DecodingError, match="prompt 1: out of memory, though it is alone"):
+            engine.beam_search([np.array([5]), np.array([5, 6, 7])], Trie.build(np.array([[3], [4]])), 2)
+
+    def test_other_errors_are_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = make_local("llama")
+
+        def broken(inputs: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            raise RuntimeError("shapes do not match")
+
+        monkeypatch.setattr(engine, "_forward", broken)
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            engine.beam_search([np.array([5])] * 3, Trie.build(np.array([[3], [4]])), 2)
+
+    def test_little_memory_makes_small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        trie, prompts = Trie.build(random_catalogue(9, 60)), random_prompts(9, 12)
+        engine = make_local("llama")
+        whole, forward, sizes = engine.beam_search(prompts, trie, 6), engine._forward, []
+
+        def counted(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            sizes.append(len(inputs))
+            return forward(inputs, *args, **kwargs)
+
+        monkeypatch.setattr(engine, "_forward", counted)
+        for memory, largest in ((2**40, 12), (0, 1)):
+            monkeypatch.setattr("genrec.engines.local.memory_at_hand", lambda _, memory=memory: memory)
+            found = engine.beam_search(prompts, trie, 6)
+            assert max(sizes) == largest
+            sizes.clear()
+            np.testing.assert_array_equal(found.items, whole.items)
+
+    def test_memory_at_hand_is_what_the_machine_has(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        free = batches.memory_at_hand(torch.device("cpu"))
+        assert 2**20 < free < 2**50
+        (tmp_path / "max").write_text("5000\n")
+        (tmp_path / "used").write_text("2000\n")
+        monkeypatch.setattr(batches, "_LIMITS", ((f"{tmp_path}/max", f"{tmp_path}/used"), ("none", "none")))
+        assert batches.memory_at_hand(torch.device("cpu")) == 3000
+
+    @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200), st.integers(0, 5000), st.booleans())
+    def test_micro_batches(self, lengths: list[int], tokens: int, memory: int, equal: bool) -> None:
+        array = np.array(lengths, dtype=np.int64)
+        found = list(batches.micro_batches(array, tokens, array * 10, memory, equal=equal))
+        assert sorted(int(i) for batch in found for i in batch) == list(range(len(lengths)))
+        for batch in found:
+            longest = array[batch].max()
+            assert len(batch) == 1 or len(batch) * longest <= min(tokens, memory // 10)
+            assert not equal or (array[batch] == longest).all()
 
 
 class TestLocal:

@@ -9,9 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.errors import ConfigError, IdentifierError
-from genrec.identifiers import SCHEMES, Identifiers
+from genrec.identifiers import LONGEST_TITLE, SCHEMES, Identifiers
 
 ids = st.lists(st.text(min_size=1, max_size=5), min_size=0, max_size=30, unique=True)
+
+
+WORDS = ["tea", "Ġpot", "红", "楼", "👩", "<0x0A>", "<|item_3|>", "</s>", "<unk>", "<|title|>", "title_end"]
+titles_of = st.lists(st.lists(st.sampled_from(WORDS), max_size=4) | st.lists(st.text(min_size=1), max_size=40))
 
 
 def vectors_of(n: int, kind: str = "normal") -> np.ndarray:
@@ -22,14 +26,17 @@ def vectors_of(n: int, kind: str = "normal") -> np.ndarray:
 @given(ids, st.sampled_from(sorted(SCHEMES)), st.sampled_from(["normal", "equal"]), st.integers(0, 3))
 def test_always_a_prefix_free_bijection(item_ids: list[str], scheme: str, kind: str, seed: int) -> None:
     vectors = vectors_of(len(item_ids), kind)
-    made = Identifiers.build(scheme, item_ids, vectors, levels=3, codes=4, seed=seed)
+    titles = [item_id.split("a") if kind == "normal" else [] for item_id in item_ids]
+    titles = [[token for token in title if token] for title in titles]
+    made = Identifiers.build(scheme, item_ids, vectors, titles=titles, levels=3, codes=4, seed=seed)
     assert made.item_ids == item_ids
     assert len(set(made.tokens)) == len(item_ids)
     for a in made.tokens:
         assert not any(a != b and b[: len(a)] == a for b in made.tokens)
-    assert set(made.vocabulary) == {token for tokens in made.tokens for token in tokens}
+    used = {token for tokens in made.tokens for token in tokens}
+    assert set(made.vocabulary) == used - {token for title in titles for token in title}
     assert len(set(made.vocabulary)) == len(made.vocabulary)
-    again = Identifiers.build(scheme, item_ids, vectors, levels=3, codes=4, seed=seed)
+    again = Identifiers.build(scheme, item_ids, vectors, titles=titles, levels=3, codes=4, seed=seed)
     assert (again, again.hash) == (made, made.hash)
 
 
@@ -107,7 +114,8 @@ def test_bad_arguments_are_refused() -> None:
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 def test_save_and_load(tmp_path: Path, scheme: str) -> None:
-    made = Identifiers.build(scheme, ["a", "日本", "-", "0012"], vectors_of(4), levels=2, codes=3)
+    titles = [["tea"], [], ["tea"], ["红", "楼"]]
+    made = Identifiers.build(scheme, ["a", "日本", "-", "0012"], vectors_of(4), titles=titles, levels=2, codes=3)
     made.save(tmp_path / "identifiers.parquet")
     assert pl.read_parquet(tmp_path / "identifiers.parquet").columns == ["item_id", "tokens"]
     loaded = Identifiers.load(tmp_path / "identifiers.parquet")
@@ -164,3 +172,65 @@ def test_token_vectors_are_means() -> None:
     with pytest.raises(IdentifierError, match=r"3 items need vectors"):
         made.token_vectors(vectors[:2])
     assert Identifiers.build("atomic", []).token_vectors(np.zeros((0, 4))).shape == (0, 4)
+
+
+# ---- Titles ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(titles_of, st.integers(0, 20))
+def test_titles_make_a_prefix_free_bijection_that_grows_at_its_end(titles: list[list[str]], more: int) -> None:
+    item_ids = [str(number) for number in range(len(titles))]
+    made = Identifiers.build("title", item_ids, titles=titles)
+    assert len(set(made.tokens)) == len(titles)
+    for title, tokens in zip(titles, made.tokens, strict=True):
+        kept = title[:LONGEST_TITLE]
+        assert list(tokens[: len(kept)]) == kept
+        assert tokens[-1] == "<|title_end|>"
+        assert tokens.count("<|title_end|>") == 1  # So none is the beginning of another.
+        assert set(tokens[len(kept) : -1]) <= set(made.vocabulary)
+        assert not set(kept) & set(made.vocabulary)
+    added = ([*titles, []] * more)[:more]
+    grown = Identifiers.build("title", [*item_ids, *(f"new {n}" for n in range(more))], titles=[*titles, *added])
+    assert grown.tokens[: len(titles)] == made.tokens
+    assert made.vocabulary == [token for token in grown.vocabulary if token in set(made.vocabulary)]
+
+
+def test_equal_empty_and_long_titles_are_numbered_in_catalogue_order() -> None:
+    long = [str(n) for n in range(LONGEST_TITLE)]
+    titles = [["a"], ["a", "b"], [], ["a"], [], long, [*long, "x"], [*long, "y"], long[:-1]]
+    made = Identifiers.build("title", [str(n) for n in range(9)], titles=titles)
+    end = "<|title_end|>"
+    assert made.tokens[:5] == [
+        ("a", end), ("a", "b", end), (end,), ("a", "<|title_1|>", end), ("<|title_1|>", end)
+    ]  # fmt: skip
+    assert made.tokens[5:] == [
+        (*long, end), (*long, "<|title_1|>", end), (*long, "<|title_2|>", end), (*long[:-1], end)
+    ]  # fmt: skip
+    assert made.vocabulary == [end, "<|title_1|>", "<|title_2|>"]
+    assert Identifiers.build("title", ["x"], titles=[["a"]]).vocabulary == [end]
+
+
+def test_any_number_of_equal_titles_takes_257_new_tokens() -> None:
+    n = 66_000
+    made = Identifiers.build("title", [str(number) for number in range(n)], titles=[["mug"]] * n)
+    assert made.tokens[255] == ("mug", "<|title_255|>", "<|title_end|>")
+    assert made.tokens[256] == ("mug", "<|title_1|>", "<|title_0|>", "<|title_end|>")
+    assert made.tokens[65_536] == ("mug", "<|title_1|>", "<|title_0|>", "<|title_0|>", "<|title_end|>")
+    assert made.vocabulary == ["<|title_end|>", *(f"<|title_{number}|>" for number in range(256))]
+
+
+def test_what_makes_no_titles_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"spelled in the tokens of a base.*or pass base="):
+        Identifiers.build("title", ["a"])
+    with pytest.raises(IdentifierError, match="2 items need as many titles, found 1"):
+        Identifiers.build("title", ["a", "b"], titles=[["x"]])
+    with pytest.raises(IdentifierError, match=r"makes '<\|title_7\|>' of plain text"):
+        Identifiers.build("title", ["a"], titles=[["x", "<|title_7|>"]])
+
+
+def test_only_the_new_tokens_of_titles_get_vectors() -> None:
+    made = Identifiers.build("title", ["a", "b", "c"], titles=[["x"], ["x"], ["y", "y"]])
+    vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]])
+    assert made.vocabulary == ["<|title_end|>", "<|title_1|>"]
+    assert made.token_vectors(vectors).tolist() == [[3.0, 2.0], [3.0, 2.0]]

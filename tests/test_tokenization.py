@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from genrec import base
 from genrec.curriculum import windows
+from genrec.decoding import Trie
 from genrec.engines.local import LocalEngine
 from genrec.errors import IdentifierError, PromptError
-from genrec.identifiers import Identifiers
+from genrec.identifiers import LONGEST_TITLE, Identifiers
 from genrec.prompts import Prompt
 from genrec.tokenization import (
     IGNORE,
@@ -29,6 +30,7 @@ from genrec.tokenization import (
     add_identifier_tokens,
     kept_from,
     make_frame,
+    text_tokens,
 )
 
 TITLES = ["Toy Story (1995)", "红楼梦 第一回", 'The "Last" Film', "Amélie 👩‍👧", "", "Toy Toy Toy", "a\nb", "Ωmega"]
@@ -550,3 +552,114 @@ def test_the_table_of_tokens_is_padded() -> None:
         assert tokenization.tokenizer.convert_ids_to_tokens(row[row >= 0].tolist()) == list(tokens)
         np.testing.assert_array_equal(tokenization.identifier(item), row[row >= 0])
         assert (row[len(tokens) :] == -1).all()
+
+
+# ---- Title identifiers -----------------------------------------------------------------------------------------------
+
+LOOK_ALIKES = ["</s>", "<s></s>", "<|end|>", "<|title_end|>", "<|title_1|><|title_end|>", "<unk>", "Toy", "Toy Story"]
+
+
+def title_tokenization(family: str, template: str = "template", titles: Sequence[str] = TITLES) -> Tokenization:
+    tokenizer, items = new_tokenizer(family, template), ITEMS.with_columns(title=pl.Series(titles))
+    made = Identifiers.build("title", items["item_id"].to_list(), titles=text_tokens(tokenizer, titles))
+    add_identifier_tokens(tokenizer, made)
+    return Tokenization(tokenizer, made, items, max_length=2000)
+
+
+@every_family
+@every_template
+def test_rows_with_title_identifiers_are_what_is_read(family: str, template: str) -> None:
+    for titles in (TITLES, LOOK_ALIKES):
+        tokenization = title_tokenization(family, template, titles)
+        for prompt in SEQUENCES:
+            check_sequence_row(tokenization, prompt, np.array([1, 0, 5, 3, 4, 7, 2, 6, 0]))
+    tokenization = title_tokenization(family, template)
+    for prompt in QUESTIONS:
+        check_question_row(tokenization, prompt)
+
+
+@every_family
+def test_one_training_forward_scores_titles_as_the_engine_does(family: str) -> None:
+    tokenization = title_tokenization(family)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenization.tokenizer), hidden_size=16, intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    network, history = LlamaForCausalLM(config).double().eval(), np.array([1, 0, 3, 4, 2])
+    engine, trie = LocalEngine(network), Trie.build(tokenization.tokens)
+    for prompt in SEQUENCES:
+        row = tokenization.sequence_row(prompt, history, user=USER)
+        with torch.no_grad():
+            logprobs = network(torch.tensor(row.ids[None].astype(np.int64))).logits[0].log_softmax(-1).numpy()
+        trained = np.flatnonzero(row.labels != IGNORE)
+        picked = logprobs[trained - 1, row.labels[trained]]
+        ends = np.cumsum(tokenization.lengths[history])
+        expected = [part.sum() for part in np.split(picked, ends[:-1])]
+        asked = [tokenization.sequence(prompt, history[:event], USER) for event in range(len(history))]
+        answers = [tokenization.identifier(int(item)) for item in history]
+        np.testing.assert_allclose(engine.score(asked, answers), expected, atol=1e-9)
+        # Decoding through the trie of unequal depth gives the same number, for every item.
+        found = engine.beam_search(asked, trie, len(ITEMS))
+        for event, item in enumerate(history):
+            place = int(np.flatnonzero(found.items[event] == item)[0])
+            np.testing.assert_allclose(found.scores[event, place], expected[event], rtol=1e-6)
+
+
+@every_family
+def test_title_identifiers_add_their_terminator_and_numbers_alone(family: str) -> None:
+    tokenizer = new_tokenizer(family)
+    before = tokenizer.get_vocab()
+    tokenization = title_tokenization(family, titles=["Toy", "Toy", "", "", "Toy Story", "Toy", "红楼梦", "🙂"])
+    vocabulary = tokenization.tokenizer.get_vocab()
+    new = ["<|title_end|>", "<|title_1|>", "<|title_2|>"]
+    assert tokenization.identifiers.vocabulary == new
+    assert vocabulary.keys() - before.keys() == set(new)
+    assert [vocabulary[token] for token in new] == list(range(len(before), len(before) + 3))
+    title = tokenization.encode("Toy")
+    assert tokenization.identifier(0).tolist() == [*title, vocabulary[new[0]]]
+    assert tokenization.identifier(1).tolist() == [*title, vocabulary[new[1]], vocabulary[new[0]]]
+    assert tokenization.identifier(2).tolist() == [vocabulary[new[0]]]
+    span = tokenization.fragment_spans(HEADLESS, 1)[0]
+    assert (span.kind, span.ids) == ("identifier", tokenization.identifier(1).tolist())
+    assert span.text.replace(" ", "") == "Toy<|title_1|><|title_end|>"
+    # Ordinary pieces of titles stay ordinary in text.
+    assert tokenization.encode("Toy Story") == title_tokenization(family).encode("Toy Story")
+    assert tokenization.identifier(4).tolist()[:-1] == tokenization.encode("Toy Story")
+
+
+@every_family
+def test_any_titles_make_a_prefix_free_bijection_and_hold_no_control_token(family: str) -> None:
+    tokenizer = new_tokenizer(family)
+    control = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    texts = spelled(family) | st.sampled_from([*TITLES, *LOOK_ALIKES, "红楼", "红楼梦", "🙂🙃", "T" * 400, " ", "\n"])
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(texts, min_size=len(ITEMS), max_size=len(ITEMS)))
+    def holds(titles: list[str]) -> None:
+        titles = [*titles[:-1], titles[0]]
+        tokenization = title_tokenization(family, titles=titles)
+        trie = Trie.build(tokenization.tokens)  # Refuses whatever is no prefix-free bijection.
+        assert trie.n_items == len(ITEMS)
+        new = set(tokenization.tokenizer.convert_tokens_to_ids(tokenization.identifiers.vocabulary))
+        for item, title in enumerate(titles):
+            ids = tokenization.identifier(item).tolist()
+            kept = tokenization.encode(title)[:LONGEST_TITLE]
+            assert ids[: len(kept)] == kept
+            assert set(ids[len(kept) :]) <= new
+            assert control.isdisjoint(ids)
+
+    holds()
+
+
+def test_title_identifiers_of_another_tokenizer_are_refused() -> None:
+    tokenization, tokenizer = title_tokenization("byte-level"), new_tokenizer("characters")
+    add_identifier_tokens(tokenizer, tokenization.identifiers)
+    with pytest.raises(IdentifierError, match=r"does not know the identifier token .* made for another"):
+        Tokenization(tokenizer, tokenization.identifiers, tokenization.items, max_length=50)
+    ids = ITEMS["item_id"].to_list()
+    forged = Identifiers("title", ids, [("</s>", f"<|title_{n}|>", "<|title_end|>") for n in range(len(ids))])
+    tokenizer = new_tokenizer("unigram")
+    add_identifier_tokens(tokenizer, forged)
+    with pytest.raises(IdentifierError, match="control token '</s>' stands in an identifier"):
+        Tokenization(tokenizer, forged, ITEMS, max_length=50)

@@ -25,14 +25,20 @@ from transformers import DynamicCache, PreTrainedModel
 
 from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, not_finite
 from genrec.engines import check_search, token_arrays
+from genrec.engines.batches import is_out_of_memory, memory_at_hand, micro_batches, run
 from genrec.errors import DecodingError
 
 Rows = list[NDArray[np.int64]]  # token ids, one array a sequence
 
 # Layer types whose state is not a list of keys and values that a mask could hide.
 _RECURRENT = {"linear_attention", "conv", "mamba", "recurrent", "hybrid", "hybrid_sliding"}
-# Logits of one micro-batch, in numbers, and of one piece of the normaliser.
-_MAX_LOGITS, _PIECE = 2**27, 2**23
+# Positions of a micro-batch unless given. Some thousand keep the arithmetic of a CPU busy and its caches warm.
+_CPU_TOKENS, _CUDA_TOKENS = 2048, 131_072
+# The share of the memory at hand that a micro-batch is planned for; the plan is rough.
+_MEMORY_SHARE = 0.5
+# Logits in one piece of the normaliser: what a CPU's cache holds, for its steps each go through all of them; or what a
+# GPU should have to do at a time.
+_CPU_PIECE, _CUDA_PIECE = 2**20, 2**26
 # A common prefix is prefilled on its own from so many saved tokens on: less does not pay for one more forward.
 _SAVED_TOKENS = 256
 # The longest prompt of the check when an engine is made.
@@ -51,14 +57,16 @@ class LocalEngine:
 
     Args:
         model: A transformers causal LM; a PEFT model works too.
-        max_batch_tokens: The most positions (prompts with padding and beams) of one micro-batch; it bounds the
-            memory of the cache and never changes a result.
+        max_batch_tokens: The most positions (prompts with padding and beams) of one micro-batch; unset: as many as
+            suit the device. The memory at hand bounds a micro-batch besides. None of this changes a result.
 
     Raises:
         DecodingError: The model is recurrent, has linear attention, or is an encoder-decoder.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int = 16_384) -> None:
+    def __init__(self, model: PreTrainedModel, *, max_batch_tokens: int | None = None) -> None:
+        if max_batch_tokens is None:
+            max_batch_tokens = _CUDA_TOKENS if model.device.type == "cuda" else _CPU_TOKENS
         if max_batch_tokens < 1:
             raise DecodingError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}")
         config = model.config.get_text_config()
@@ -102,9 +110,11 @@ class LocalEngine:
         reasons: list[str | None] = [None] * len(arrays)
         with self._inference():
             prefix = self._prefill_common(arrays)
-            slots = np.array([len(array) + width * (trie.max_length - 1) for array in arrays], dtype=np.int64)
-            at_once = max(1, _MAX_LOGITS // (self.vocab_size * (width if trie.max_length > 1 else 1)))
-            for batch in _micro_batches(slots, self.max_batch_tokens, at_once):
+            lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+            slots = lengths + width * (trie.max_length - 1)
+            sizes = self._bytes(lengths, width if trie.max_length > 1 else 1, slots)
+
+            def work(batch: Ints) -> None:
                 lists = [None if one is None else [one[i] for i in batch] for one in (blocked, only)]
                 search = BeamSearch(trie, len(batch), num_beams, allowed, lists[0], lists[1], batch)
                 self._search(search, [arrays[i] for i in batch], prefix)
@@ -112,6 +122,8 @@ class LocalEngine:
                 items[batch], scores[batch] = beams.items, beams.scores
                 for i, reason in zip(batch, beams.reasons, strict=True):
                     reasons[i] = reason
+
+            run(micro_batches(slots, self.max_batch_tokens, sizes, self._memory()), slots, work)
         return Beams(items, scores, reasons)
 
     def score(self, prompts: Sequence[Ints], completions: Sequence[Ints]) -> NDArray[np.float64]:
@@ -124,22 +136,50 @@ class LocalEngine:
         token_arrays("prompt with completion", rows, self.vocab_size, self.context)
         total = np.zeros(len(rows), dtype=np.float64)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        at_once = max(1, _MAX_LOGITS // (self.vocab_size * max(map(len, tails), default=1)))
+        sizes = self._bytes(lengths, max(map(len, tails), default=1), lengths)
+
+        def work(batch: Ints) -> None:
+            keep = max(len(tails[i]) for i in batch)
+            inputs = [rows[i][:-1] for i in batch]
+            logits = self._prefill(inputs, keep)[0] if self.tree else self._plain(inputs, keep)
+            # The logits end with those of the last completion token: one row of `keep` positions per sequence.
+            counts = np.array([len(tails[i]) for i in batch])
+            owner = np.repeat(np.arange(len(batch)), counts)
+            place = np.concatenate([np.arange(keep - count, keep) for count in counts])
+            tokens = np.concatenate([tails[i] for i in batch])
+            picked = self._logprobs(logits.flatten(0, 1), owner * keep + place, tokens)
+            if not (finite := np.isfinite(picked)).all():
+                raise not_finite(batch[owner[np.argmin(finite)]])
+            total[batch] = np.bincount(owner, weights=picked, minlength=len(batch))
+
         with self._inference():
-            for batch in _micro_batches(lengths, self.max_batch_tokens, at_once, equal=not self.tree):
-                keep = max(len(tails[i]) for i in batch)
-                inputs = [rows[i][:-1] for i in batch]
-                logits = self._prefill(inputs, keep)[0] if self.tree else self._plain(inputs, keep)
-                # The logits end with those of the last completion token: one row of `keep` positions per sequence.
-                counts = np.array([len(tails[i]) for i in batch])
-                owner = np.repeat(np.arange(len(batch)), counts)
-                place = np.concatenate([np.arange(keep - count, keep) for count in counts])
-                tokens = np.concatenate([tails[i] for i in batch])
-                picked = self._logprobs(logits.flatten(0, 1), owner * keep + place, tokens)
-                if not (finite := np.isfinite(picked)).all():
-                    raise not_finite(batch[owner[np.argmin(finite)]])
-                total[batch] = np.bincount(owner, weights=picked, minlength=len(batch))
+            run(
+                micro_batches(lengths, self.max_batch_tokens, sizes, self._memory(), equal=not self.tree), lengths, work
+            )
         return total
+
+    def _memory(self) -> int:
+        return int(memory_at_hand(self.model.device) * _MEMORY_SHARE)
+
+    def _bytes(self, lengths: NDArray[np.int64], width: int, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Roughly the memory that a search of each prompt takes: cache, one layer's work, masks, logits.
+
+        Args:
+            lengths: Tokens of each prompt.
+            width: Positions whose logits are wanted at a time.
+            slots: Positions of the cache at the end.
+        """
+        config = self.model.config.get_text_config()
+        number = self.model.dtype.itemsize
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head = getattr(config, "head_dim", None) or hidden // heads
+        inner = getattr(config, "intermediate_size", None) or 4 * hidden
+        fed = np.maximum(lengths, width)
+        cache = 2 * config.num_hidden_layers * kv_heads * head * slots
+        layer = (6 * hidden + 3 * inner) * fed + 2 * heads * head * slots
+        masks = 2 * len(self._windows) * fed * slots
+        return number * (cache + layer + masks + 2 * width * self.vocab_size)
 
     def _search(self, search: BeamSearch, prompts: Rows, prefix: DynamicCache | None) -> None:
         """Run the search of one micro-batch to its end."""
@@ -198,7 +238,8 @@ class LocalEngine:
     def _normaliser(self, logits: torch.Tensor) -> torch.Tensor:
         """[rows]: log-sum-exp over the whole vocabulary, in float32 at least, in pieces that bound the memory."""
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        pieces = logits.split(max(1, _PIECE // logits.shape[-1]))
+        most = _CUDA_PIECE if logits.is_cuda else _CPU_PIECE
+        pieces = logits.split(max(1, most // logits.shape[-1]))
         return torch.cat([torch.logsumexp(piece.to(dtype), dim=-1) for piece in pieces])
 
     def _logprobs(self, logits: torch.Tensor, rows: Ints, tokens: Ints) -> NDArray[np.float64]:
@@ -226,7 +267,7 @@ class LocalEngine:
         """Logits [n, keep, vocabulary] by forwards of whole rows, without cache, mask, padding or position ids."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-        for batch in _micro_batches(lengths, self.max_batch_tokens, len(rows), equal=True):
+        for batch in micro_batches(lengths, self.max_batch_tokens, equal=True):
             inputs = torch.from_numpy(np.stack([rows[i] for i in batch])).to(self.model.device)
             for i, row in zip(batch, self._forward(inputs, keep), strict=True):
                 logits[i] = row
@@ -242,7 +283,12 @@ class LocalEngine:
         if length * (len(prompts) - 1) < _SAVED_TOKENS:
             return None
         cache = DynamicCache()
-        self._prefill([prompts[0][:length]], 1, cache)
+        try:
+            self._prefill([prompts[0][:length]], 1, cache)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                return None  # Each prompt brings its own then, and one that does not fit is named.
+            raise
         return cache
 
     def _prefill(self, rows: Rows, keep: int, cache: DynamicCache | None = None) -> tuple[torch.Tensor, ...]:
@@ -365,17 +411,3 @@ def _context(config: Any) -> int | None:
         if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
             limits.append(parameters.get("original_max_position_embeddings"))
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _micro_batches(lengths: NDArray[np.int64], budget: int, at_once: int, equal: bool = False) -> Iterator[Ints]:
-    """Indices in batches, longest first: count x longest <= budget or count = 1, and count <= at_once. With ``equal``,
-    only rows of one length share a batch."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        longest = lengths[order[start]]
-        stop = min(start + max(1, min(at_once, budget // int(longest))), len(order))
-        if equal:
-            stop = min(stop, int(np.searchsorted(-lengths[order], -longest, side="right")))
-        yield order[start:stop]
-        start = stop

@@ -1,0 +1,150 @@
+"""`genrec bench`: what decoding and tries cost on this machine, beside their peers and their limits.
+
+Both sides of every comparison run in one process, in turn, and medians are compared. Lists and scores of both sides
+are compared too: a peer that is faster and answers something else is none.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from genrec import files
+
+Clock = Literal["wall", "cpu"]
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""``cpu`` is the processor time of this process, for a machine that does other things too."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        part: Of the benchmark.
+        setting: Under which conditions.
+        what: Was measured.
+        value, unit: The median, or the ratio of two medians.
+        goal: What it should be, as text; empty where it is told only.
+        met: Whether the goal is met, where there is one.
+    """
+
+    part: str
+    setting: str
+    what: str
+    value: float
+    unit: str
+    goal: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found, and the machine, versions and options that it found it with."""
+
+    conditions: dict[str, Any]
+    rows: list[Row]
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        """Write ``NAME.json`` and the picture ``NAME.png``; gives both paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / f"{name}.json", folder / f"{name}.png"]
+        files.write_text(written[0], json.dumps(asdict(self), indent=1) + "\n")
+        with files.new_file(written[1]) as temporary:
+            temporary.write_bytes(picture(self.rows))
+        return written
+
+
+def figure(
+    part: str,
+    setting: str,
+    what: str,
+    value: float,
+    unit: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+) -> Row:
+    """A row, with its goal: at least ``least``, or at most ``most``."""
+    if least is not None:
+        return Row(part, setting, what, value, unit, f">= {least:g}", bool(value >= least))
+    if most is not None:
+        return Row(part, setting, what, value, unit, f"<= {most:g}", bool(value <= most))
+    return Row(part, setting, what, value, unit)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall", patience: float = 120.0
+) -> dict[str, list[float]]:
+    """Seconds of every call, taken in turn so that what else the machine does falls on all sides.
+
+    A first round warms up and is not counted, but for calls of more than ten seconds, where a first time tells as much.
+    A call is not repeated once it has taken ``patience`` seconds in all.
+    """
+    read = CLOCKS[clock]
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(repeats + 1):
+        for name, call in calls.items():
+            if sum(seconds[name]) > patience:
+                continue
+            began = read()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            took = read() - began
+            if round_ or took > 10:
+                seconds[name].append(took)
+    return seconds
+
+
+def median(seconds: Sequence[float]) -> float:
+    return float(np.median(seconds))
+
+
+def conditions(**given: Any) -> dict[str, Any]:
+    """The machine, the versions and the options of a run."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = {name: metadata.version(name) for name in ("genrec", "torch", "transformers", "numpy")}
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    found = {"processor": platform.processor() or platform.machine(), "cores": cores, "gpu": gpu, "versions": versions}
+    return {**found, "threads": torch.get_num_threads(), **given}
+
+
+def picture(rows: Sequence[Row]) -> bytes:
+    """A PNG with the figures of every part and unit as bars, but for percentages and counts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.unit and row.part != "profile":
+            groups.setdefault((row.part, row.unit), []).append(row)
+    heights = [0.8 + 0.3 * len(group) for group in groups.values()] or [1.0]
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axis, ((part, unit), group) in zip(axes, groups.items(), strict=False):
+        colours = ["#2a7f62" if row.met is not False else "#b04a3a" for row in group]
+        bars = axis.barh([f"{row.what}\n{row.setting}" for row in group], [row.value for row in group], color=colours)
+        axis.bar_label(
+            bars, labels=[f"{row.value:.3g} {row.goal and f'(goal {row.goal})'}" for row in group], padding=3
+        )
+        axis.set_title(f"{part}, {unit}", loc="left", fontsize=9)
+        axis.tick_params(labelsize=6)
+        axis.invert_yaxis()
+        axis.margins(x=0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
+    return target.getvalue()

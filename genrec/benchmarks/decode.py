@@ -1,0 +1,489 @@
+"""`genrec bench decode`: the local engine beside `generate`, and beside the floor that operations give."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from genrec import adapter, base, config, files, progress, training
+from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median
+from genrec.dataset import Dataset
+from genrec.decoding import Beams, Trie
+from genrec.engines.local import LocalEngine
+from genrec.errors import AdapterError, ConfigError, PromptError
+from genrec.prompts import Prompt
+from genrec.recommender import Recommender
+from genrec.tokenization import make_frame, plain_tokenizer
+
+PARTS = ("generate", "floor", "atomic", "prefix", "throughput", "profile", "beam-loss")
+"""The parts of `genrec bench decode`, in their order."""
+SETTINGS = ((100, 20), (200, 50))
+_ITEMS, _LEVELS, _CODES = 12_000, 4, 256
+# The blocks of the shipped prompt, prompts/next_item.jinja.
+PROMPT = "{% block user %}Next:{% endblock %}\n{% block item %}{{ item.identifier }}{% endblock %}\n"
+
+
+def load_model(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """A model by the name of a base, or ``random-135m``: the sizes of SmolLM2-135M with random weights."""
+    if name != "random-135m":
+        return base.find(name).model(dtype).to(device).eval()
+    sizes = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True, rms_norm_eps=1e-5))
+    return made.to(dtype).to(device).eval()
+
+
+def catalogue(items: int, levels: int, codes: int, first: int, seed: int = 0) -> NDArray[np.int64]:
+    """int64 [items, levels]: distinct random identifiers; the codes of each level are tokens from ``first`` on."""
+    rng = np.random.default_rng(seed)
+    if items > codes**levels:
+        raise ConfigError(f"{items} items need more than {levels} levels of {codes} codes.")
+    chosen = rng.choice(codes**levels, size=items, replace=False)
+    digits = chosen[:, None] // codes ** np.arange(levels)[::-1] % codes
+    return first + codes * np.arange(levels) + digits
+
+
+# Peers: what transformers itself offers under a constraint.
+
+
+def prefix_function(table: NDArray[np.integer[Any]], start: int) -> Callable[[int, torch.Tensor], list[int]]:
+    """A dictionary from every prefix to its next tokens, as LC-Rec and MiniOneRec give it to `generate`."""
+    legal: dict[tuple[int, ...], list[int]] = {}
+    for depth in range(table.shape[1]):
+        for row in np.unique(table[:, : depth + 1], axis=0).tolist():
+            legal.setdefault(tuple(row[:-1]), []).append(row[-1])
+    return lambda _, ids: legal[tuple(ids[start:].tolist())]
+
+
+class TrieMask(LogitsProcessor):
+    """The best that one can give `generate`: the same trie, and all rows of a step masked at once."""
+
+    def __init__(self, trie: Trie, start: int) -> None:
+        self.trie, self.start = trie, start
+        children = np.diff(trie.first_child)
+        parent = np.repeat(np.arange(len(children)), children)
+        self.keys = (parent.astype(np.int64) << 32) + trie.token[1:]  # sorted, as the nodes are breadth first
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        node = np.zeros(len(ids), dtype=np.int64)
+        for token in ids[:, self.start :].cpu().numpy().T:
+            node = np.searchsorted(self.keys, (node << 32) + token) + 1
+        rows, tokens, _ = self.trie.children(node)
+        row, token = (torch.from_numpy(np.array(x, dtype=np.int64)).to(scores.device) for x in (rows, tokens))
+        masked = torch.full_like(scores, -torch.inf)
+        masked[row, token] = scores[row, token]
+        return masked
+
+
+def generate(model: Any, prompts: Sequence[NDArray[Any]], table: NDArray[Any], beams: int, **constraint: Any) -> Beams:
+    """Beam search by `model.generate` under a constraint, for prompts of one length; as ``Engine.beam_search``."""
+    inputs = torch.from_numpy(np.stack(prompts)).long().to(model.device)
+    output = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), num_beams=beams, num_return_sequences=beams,
+        max_new_tokens=table.shape[1], do_sample=False, length_penalty=0.0, early_stopping=True, eos_token_id=None,
+        pad_token_id=0, return_dict_in_generate=True, output_scores=True, **constraint,
+    )  # fmt: skip
+    index = {tuple(row): item for item, row in enumerate(table.tolist())}
+    rows = output.sequences[:, inputs.shape[1] :].tolist()
+    items = np.array([index.get(tuple(row), -1) for row in rows], dtype=np.int32)
+    scores = output.sequences_scores.float().cpu().numpy()
+    n = len(prompts)
+    return Beams(items.reshape(n, beams), scores.reshape(n, beams), [None] * n)
+
+
+def disagreement(one: Beams, other: Beams, atol: float) -> tuple[int, float]:
+    """Places with different items whose scores differ beyond ``atol``, and the largest difference of scores by place.
+
+    Two items whose scores are equal up to rounding may stand either way round.
+    """
+    apart = np.abs(one.scores - other.scores)
+    return int(((one.items != other.items) & (apart > atol)).sum()), float(apart.max())
+
+
+# The floor.
+
+
+def operations(model: Any) -> tuple[int, int]:
+    """Multiplications per position: in the blocks, and in the head over the whole vocabulary.
+
+    Attention's own products, which grow with the length, are not counted; at 200 positions they are a few per cent.
+    """
+    head = model.get_output_embeddings().weight
+    outside = {id(head), id(model.get_input_embeddings().weight)}
+    body = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in outside)
+    return body, head.numel()
+
+
+def floor(model: Any, length: int, trie: Trie, beams: int) -> float:
+    """The fewest operations of an exact search, in prefills: the prompt once, and every live beam of every later level
+    once, each with the logits of the whole vocabulary, which its normaliser needs."""
+    body, head = operations(model)
+    nodes, fed = np.zeros(1, dtype=np.int64), 0
+    while True:
+        nodes = trie.children(nodes)[2]
+        inner = nodes[~trie.is_leaf(nodes)]
+        if not len(inner):
+            break
+        fed += min(beams, len(inner))
+        nodes = inner
+    return 1 + fed * (body + head) / (length * body + head)
+
+
+def prefill(model: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """One forward of whole prompts into a cache, with the head on the last position: what every method pays once."""
+    with torch.inference_mode():
+        cache = DynamicCache()
+        return model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+
+
+# The parts.
+
+
+def _random_prompts(vocabulary: int, lengths: Sequence[int], seed: int = 0) -> list[NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, vocabulary, size=length) for length in lengths]
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What the parts of `genrec bench decode` share."""
+
+    model: Any
+    name: str
+    vocabulary: int
+    users: int
+    repeats: int
+    clock: Clock
+    settings: tuple[tuple[int, int], ...]
+    items: int
+    large: int
+
+    def codes(self) -> tuple[NDArray[np.int64], Trie]:
+        table = catalogue(self.items, _LEVELS, _CODES, self.vocabulary)
+        return table, Trie.build(table)
+
+    def inputs(self, prompts: Sequence[NDArray[Any]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(prompts)).long().to(self.model.device)
+
+
+def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> list[Row]:
+    """One setting: the engine, both ways of `generate` if ``peers``, and a prefill, in turn."""
+    table, trie = bench.codes()
+    engine, prompts = LocalEngine(bench.model), _random_prompts(bench.vocabulary, [length] * bench.users)
+    inputs = bench.inputs(prompts)
+    setting = f"{length} tokens, {beams} beams"
+    progress.say(f"{setting}: {'engine, generate, prefill' if peers else 'engine, prefill'}")
+    found: dict[str, Beams] = {}
+
+    def searched() -> None:
+        found["engine"] = engine.beam_search(prompts, trie, beams)
+
+    def masked() -> None:
+        constraint = LogitsProcessorList([TrieMask(trie, length)])
+        found["mask"] = generate(bench.model, prompts, table, beams, logits_processor=constraint)
+
+    after = prefix_function(table, length) if peers else None
+
+    def allowed() -> None:
+        found["function"] = generate(bench.model, prompts, table, beams, prefix_allowed_tokens_fn=after)
+
+    calls: dict[str, Callable[[], Any]] = {"prefill": lambda: prefill(bench.model, inputs), "engine": searched}
+    if peers:
+        calls |= {"mask": masked, "function": allowed}
+    seconds = {name: median(taken) for name, taken in interleaved(calls, bench.repeats, bench.clock).items()}
+    rows = []
+    if peers:
+        goal = {SETTINGS[0]: 12.0, SETTINGS[1]: 30.0}.get((length, beams))
+        for name, what, least in (
+            ("function", "generate with prefix_allowed_tokens_fn", goal),
+            ("mask", "generate with a vectorised mask", None),
+        ):
+            differ, apart = disagreement(found["engine"], found[name], 1e-3)
+            rows += [
+                figure("generate", setting, f"{what}, per user", seconds[name] / bench.users, "s"),
+                figure("generate", setting, f"{what} / engine", seconds[name] / seconds["engine"], "x", least=least),
+                figure("generate", setting, f"{what}: places with another item", differ, "", most=0),
+                figure("generate", setting, f"{what}: largest difference of scores", apart, "", most=1e-3),
+            ]
+    least_prefills, reached = floor(bench.model, length, trie, beams), seconds["engine"] / seconds["prefill"]
+    return [
+        *rows,
+        figure("floor", setting, "engine, per user", seconds["engine"] / bench.users, "s"),
+        figure("floor", setting, "prefill alone, per user", seconds["prefill"] / bench.users, "s"),
+        figure("floor", setting, "floor by operations", least_prefills, "prefills"),
+        figure("floor", setting, "reached", reached, "prefills"),
+        figure("floor", setting, "reached / floor", reached / least_prefills, "x", most=1.15),
+    ]
+
+
+def _atomic(bench: _Bench, items: int) -> list[Row]:
+    """One token per item: everything beside the prefill is a normaliser, masks and a top-k."""
+    progress.say(f"atomic identifiers, {items:,} items")
+    length = bench.settings[0][0]
+    adapter.resize(bench.model, bench.vocabulary + items)
+    engine, rng = LocalEngine(bench.model), np.random.default_rng(0)
+    trie = Trie.build(bench.vocabulary + np.arange(items)[:, None])
+    prompts = _random_prompts(bench.vocabulary, [length] * bench.users)
+    inputs, allowed = bench.inputs(prompts), rng.random(items) < 0.9
+    blocked = [rng.choice(items, size=min(200, items // 2), replace=False) for _ in prompts]
+    calls: dict[str, Callable[[], Any]] = {
+        "prefill": lambda: prefill(bench.model, inputs),
+        "engine": lambda: engine.beam_search(prompts, trie, 50, allowed, blocked),
+    }
+    seconds = {name: median(taken) for name, taken in interleaved(calls, 2 * bench.repeats + 1, bench.clock).items()}
+    setting = f"{items:,} items, {length} tokens, 50 best, masks"
+    ratio = seconds["engine"] / seconds["prefill"]
+    return [
+        figure("atomic", setting, "engine, per user", seconds["engine"] / bench.users, "s"),
+        figure("atomic", setting, "engine / prefill with the head on the last position", ratio, "x", most=1.05),
+    ]
+
+
+class _Unshared(LocalEngine):
+    """Prefills every prompt whole."""
+
+    def _prefill_common(self, prompts: Any) -> None:
+        return None
+
+
+_HEAD = (
+    "You recommend products of a shop. You read what a customer bought, oldest first, each product by its identifier, "
+    "and you name the product that the customer buys next. Look for what goes together: a refill of what runs out, "
+    "the "
+    "next part of a series, an accessory of something new, the same brand in another kind, and the season of the last "
+    "purchases. What was bought last says more than what was bought long ago, and what was bought twice says more than "
+    "what was bought once. Do not name what the customer has already, unless it is used up. Do not explain anything. "
+    "Answer with one identifier of the catalogue and nothing else: not a title, not a brand, not a price. "
+)
+
+
+def _common_prefix(bench: _Bench) -> list[Row]:
+    """What all prompts of a load begin with: the shipped sequence prompt with a long system block before its head."""
+    table, trie = bench.codes()
+    try:
+        tokenizer = base.find("smollm2" if bench.name == "random-135m" else bench.name).tokenizer()
+    except (AdapterError, PromptError):
+        head = _random_prompts(bench.vocabulary, [180])[0]
+        progress.say("the model brings no tokenizer: a head of 180 random tokens")
+    else:
+        prompt = Prompt.parse(f"{{% block system %}}{_HEAD}{{% endblock %}}{PROMPT}", "next_item_long")
+        frame, plain = make_frame(tokenizer, system=True), plain_tokenizer(tokenizer)
+        told = [
+            plain.encode(prompt.render(block)[0].text, add_special_tokens=False).ids for block in ("system", "user")
+        ]
+        ids = frame.before_system + told[0] + frame.before_user + told[1] + frame.before_answer
+        head = np.array(ids, dtype=np.int64)
+    head = head[: getattr(bench.model.config, "max_position_embeddings", 8192) // 2]
+    rng = np.random.default_rng(0)
+    prompts = [
+        np.concatenate([head, table[rng.integers(len(table), size=rng.integers(1, 16))].ravel()])
+        for _ in range(4 * bench.users)
+    ]
+    progress.say(f"a common prefix of {len(head)} tokens")
+    shared, whole = LocalEngine(bench.model), _Unshared(bench.model)
+    found: dict[str, Beams] = {}
+
+    def searched(name: str, engine: LocalEngine) -> None:
+        found[name] = engine.beam_search(prompts, trie, 20)
+
+    calls = {name: partial(searched, name, engine) for name, engine in (("shared", shared), ("whole", whole))}
+    seconds = interleaved(calls, bench.repeats, bench.clock)
+    ratio = median(seconds["whole"]) / median(seconds["shared"])
+    differ, _ = disagreement(found["shared"], found["whole"], 1e-3)
+    setting = f"head of {len(head)} tokens, 1-15 items, {len(prompts)} users, 20 beams"
+    return [
+        figure("prefix", setting, "every prompt prefilled whole / common prefix once", ratio, "x", least=1),
+        figure("prefix", setting, "places that differ", differ, "", most=0),
+    ]
+
+
+def _throughput(bench: _Bench, load: int) -> list[Row]:
+    """Users a second at prompts of unequal lengths, with a base as small as the quickstart's and with the model."""
+    sizes = {"vocab_size": 1000 + _LEVELS * _CODES, "hidden_size": 128, "intermediate_size": 512}
+    layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+    torch.manual_seed(0)
+    small = LlamaForCausalLM(LlamaConfig(**sizes, **layers, tie_word_embeddings=True))
+    small = small.to(bench.model.device).eval()
+    few = min(load, 8 * bench.users)
+    return [
+        *_batches(bench, "small base", small, 1000, load, (1, 8, 32, 128, 512)),
+        *_batches(bench, bench.name, bench.model, bench.vocabulary, few, (1, 4, 16, 32)),
+    ]
+
+
+def _batches(bench: _Bench, name: str, model: Any, vocabulary: int, users: int, peers: Sequence[int]) -> list[Row]:
+    """The engine's own batches beside fixed ones of users sorted by length, the strongest peer of a fixed size."""
+    trie = Trie.build(catalogue(bench.items, _LEVELS, _CODES, vocabulary))
+    items = np.random.default_rng(0).geometric(0.08, size=users).clip(max=48)
+    prompts = sorted(_random_prompts(vocabulary, (4 + _LEVELS * items).tolist()), key=len, reverse=True)
+    engine, fixed = LocalEngine(model), LocalEngine(model, max_batch_tokens=2**30)
+    progress.say(f"throughput: {users:,} users, {name}")
+
+    def in_batches(size: int) -> None:
+        for start in range(0, users, size):
+            fixed.beam_search(prompts[start : start + size], trie, 20)
+
+    calls: dict[str, Callable[[], Any]] = {"engine": lambda: engine.beam_search(prompts, trie, 20)}
+    calls |= {f"{size}": partial(in_batches, size) for size in peers if size <= users}
+    seconds = interleaved(calls, bench.repeats, bench.clock, patience=60)
+    rates = {key: users / median(taken) for key, taken in seconds.items()}
+    own = rates.pop("engine")
+    best = max(rates, key=rates.__getitem__)
+    setting = f"{name}, {users:,} users of {len(prompts[-1])}-{len(prompts[0])} tokens, 20 beams"
+    return [
+        figure("throughput", setting, "engine", own, "users/s"),
+        *(figure("throughput", setting, f"fixed batches of {key}", rate, "users/s") for key, rate in rates.items()),
+        figure("throughput", setting, f"engine / best fixed size ({best})", own / rates[best], "x", least=0.85),
+    ]
+
+
+def _profile(bench: _Bench) -> list[Row]:
+    """Where the time of a search goes, by operation."""
+    from torch.profiler import ProfilerActivity, profile
+
+    _, trie = bench.codes()
+    engine, rows = LocalEngine(bench.model), []
+    cuda = bench.model.device.type == "cuda"
+    for length, beams in bench.settings:
+        prompts = _random_prompts(bench.vocabulary, [length] * bench.users)
+        engine.beam_search(prompts, trie, beams)
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as taken:
+            engine.beam_search(prompts, trie, beams)
+        spent = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in taken.key_averages()]
+        total = sum(time_ for _, time_ in spent) or 1
+        for name, time_ in sorted(spent, key=lambda pair: -pair[1])[:8]:
+            rows.append(figure("profile", f"{length} tokens, {beams} beams", name, 100 * time_ / total, "%"))
+    return rows
+
+
+def generated_data(users: int = 3000, items: int = 1000, seed: int = 0) -> Dataset:
+    """A log with something to learn: 40 groups of items that share words, and users who stay within a group or two."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(40, size=items)
+    titles = [f"group{group[item]} kind{item % 7} item {item}" for item in range(items)]
+    members = [np.flatnonzero(group == number) for number in range(40)]
+    rows = []
+    for user in range(users):
+        likes = rng.integers(40, size=2)
+        for time_ in range(int(rng.integers(5, 20))):
+            chosen = members[likes[int(rng.random() < 0.3)]]
+            if len(chosen):
+                # The popularity within a group falls with the rank, and moves on with the time.
+                rank = min(int(rng.exponential(3.0)) + time_ // 3, len(chosen) - 1)
+                rows.append((f"u{user}", f"i{chosen[rank]}", 1_000_000 + 60 * time_))
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    shown = pl.DataFrame({"item_id": [f"i{item}" for item in range(items)], "title": titles})
+    return Dataset.from_frames(log.unique(maintain_order=True), shown, name="generated")
+
+
+def _beam_loss(data: Path | None, quick: bool) -> list[Row]:
+    """How much of the exact top 10 a beam search of a few beams finds, with an adapter trained here."""
+    loaded = Dataset.load(data) if data is not None else generated_data(*((200, 120) if quick else ()))
+    n = len(loaded.item_ids)
+    codes = max(4, int(np.ceil(n ** (1 / 3))) * 2)
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        (root / "prompts").mkdir()
+        files.write_text(root / "prompts" / "next_item.jinja", PROMPT)
+        base.create(loaded.items["title"].to_list(), root / "adapters" / "random", vocabulary=600)
+        loaded.save(root / "data" / "log")
+        recipe = config.Recipe(
+            base="adapters/random", data="data/log", tasks=(config.Task("prompts/next_item.jinja"),), tuning="full",
+            max_length=96, dropout=0.1, identifiers=config.IdentifierRecipe("semantic", 3, codes),
+            validation=config.Validation(users=200),
+            training={"num_train_epochs": 1 if quick else 4, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
+        )  # fmt: skip
+        progress.say(f"beam loss: training on {len(loaded.user_ids):,} users and {n:,} items")
+        trained = Recommender.load(training.train(recipe, loaded, name="bench", workspace=root))
+        cases = loaded.split("leave_one_out").test
+        chosen = np.arange(min(len(cases), 20 if quick else 200))
+        histories = [cases.histories[i] for i in chosen]
+        exact = trained.search(histories, 10, num_beams=n).items
+        rows = []
+        setting = (
+            f"{'generated data' if data is None else data.name}, {n:,} items of 3 x {codes} codes, {len(chosen)} users"
+        )
+        for beams in (10, 20, 50):
+            found = trained.search(histories, 10, num_beams=beams).items
+            hits = [
+                len(set(a[a >= 0]) & set(b[b >= 0])) / max(1, (b >= 0).sum()) for a, b in zip(found, exact, strict=True)
+            ]
+            what = f"of the exact top 10 found with {beams} beams"
+            rows.append(figure("beam-loss", setting, what, 100 * float(np.mean(hits)), "%"))
+    return rows
+
+
+def decode(
+    model: str = "smollm2",
+    *,
+    parts: Sequence[str] = PARTS,
+    users: int = 4,
+    load: int = 1000,
+    threads: int | None = None,
+    repeats: int = 5,
+    clock: Clock = "wall",
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    data: Path | None = None,
+    quick: bool = False,
+) -> Report:
+    """`genrec bench decode`: the engine beside its peers and the floor.
+
+    Args:
+        model: A base, by name or folder, or ``random-135m``.
+        parts: Which of ``PARTS``.
+        users: Prompts of one call.
+        load: Users of the throughput part.
+        threads: PyTorch's; unset: as it is.
+        repeats: Rounds whose medians are reported.
+        clock: ``cpu`` counts processor time, for a machine that does other things too.
+        device, dtype: Where and how the model runs.
+        data: A data set folder for the part ``beam-loss``; unset: generated data.
+        quick: Tiny settings that show that everything runs; their figures mean nothing.
+
+    Raises:
+        ConfigError: An unknown part, or a number out of range.
+        AdapterError: No such base.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ConfigError(f"bench decode: no part {unknown[0]!r}. {config.suggestion(unknown[0], PARTS)}")
+    if min(users, load, repeats, threads or 1) < 1:
+        raise ConfigError(
+            f"bench decode: users {users}, load {load}, repeats {repeats}, threads {threads}: at least 1."
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    given = {"model": model, "users": users, "repeats": repeats, "clock": clock, "device": device, "dtype": dtype}
+    settings, items, large = (((12, 3),), 60, 90) if quick else (SETTINGS, _ITEMS, 200_000)
+    rows: list[Row] = []
+    if set(parts) - {"beam-loss"}:
+        loaded = load_model(model, getattr(torch, dtype), device)
+        vocabulary = loaded.get_input_embeddings().weight.shape[0]
+        adapter.resize(loaded, vocabulary + _LEVELS * _CODES)
+        bench = _Bench(loaded, model, vocabulary, users, repeats, clock, settings, items, large)
+        if {"generate", "floor"} & set(parts):
+            for length, beams in settings:
+                found = _generate_and_floor(bench, length, beams, "generate" in parts)
+                rows += [row for row in found if row.part in parts]
+        if "prefix" in parts:
+            rows += _common_prefix(bench)
+        if "throughput" in parts:
+            rows += _throughput(bench, 40 if quick else load)
+        if "profile" in parts:
+            rows += _profile(bench)
+        if "atomic" in parts:  # Last: it enlarges the vocabulary.
+            rows += [*_atomic(bench, items), *_atomic(bench, large)]
+    if "beam-loss" in parts:
+        rows += _beam_loss(data, quick)
+    return Report(conditions(**given), sorted(rows, key=lambda row: PARTS.index(row.part)))

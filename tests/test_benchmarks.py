@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from typer.testing import CliRunner
+
+from genrec import base
+from genrec import benchmarks as common
+from genrec.benchmarks import decode as benchmarks
+from genrec.benchmarks import trie as trie_benchmark
+from genrec.cli import app
+from genrec.decoding import Beams, Trie
+from genrec.engines.local import LocalEngine
+from genrec.errors import AdapterError, ConfigError
+from genrec.prompts import Prompt
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    return str(base.create(["a film", "another film"], folder, vocabulary=300, width=16, context=512))
+
+
+def model(layers: int = 2, tied: bool = True) -> hf.PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)).eval()
+
+
+def test_every_part_runs_and_is_written(tiny: str, tmp_path: Path) -> None:
+    options = ["--quick", "--users", "2", "--repeats", "1", "--threads", "1", "--json", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["bench", "decode", "--model", tiny, *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    assert {row["part"] for row in report["rows"]} == set(benchmarks.PARTS)
+    assert report["conditions"]["threads"] == 1
+    assert report["conditions"]["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    # Times mean nothing here; what both sides of a comparison answer does.
+    same = [row for row in report["rows"] if "places" in row["what"] or "difference of scores" in row["what"]]
+    assert len(same) == 5
+    assert all(row["met"] for row in same)
+    assert json.loads((tmp_path / "out" / "decode.json").read_text()) == report
+    assert (tmp_path / "out" / "decode.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_part_as_a_table(tiny: str) -> None:
+    options = ["--quick", "--users", "1", "--repeats", "1", "--part", "floor"]
+    done = CliRunner().invoke(app, ["bench", "decode", "--model", tiny, *options], catch_exceptions=False)
+    assert "reached / floor" in done.stdout
+    assert "atomic" not in done.stdout
+
+
+def test_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ConfigError, match=r"no part 'flor'. Did you mean 'floor'\?"):
+        benchmarks.decode(parts=["flor"])
+    with pytest.raises(ConfigError, match="users 0"):
+        benchmarks.decode(users=0)
+    with pytest.raises(AdapterError, match="no folder"):
+        benchmarks.decode("adapters/none", parts=["floor"])
+
+
+def test_the_prompt_is_the_shipped_one() -> None:
+    shipped, own = Prompt.load(ROOT / "prompts" / "next_item.jinja"), Prompt.parse(benchmarks.PROMPT, "own")
+    assert shipped.render("user") == own.render("user")
+    assert shipped.blocks == own.blocks
+
+
+def test_calls_are_taken_in_turn() -> None:
+    order: list[str] = []
+    seconds = common.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 4
+    assert [len(taken) for taken in seconds.values()] == [3, 3]  # The first round is not counted.
+
+
+def test_slow_calls_are_not_repeated_beyond_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setitem(common.CLOCKS, "wall", lambda: now[0])
+
+    def slow() -> None:
+        now[0] += 50
+
+    assert common.interleaved({"slow": slow}, 9) == {"slow": [50, 50, 50]}
+
+
+def test_random_model_has_the_sizes_of_smollm2() -> None:
+    with torch.device("meta"):
+        made = benchmarks.load_model("random-135m", device="meta")
+    assert sum(parameter.numel() for parameter in made.parameters()) == 134_515_008
+
+
+def test_catalogue_is_distinct() -> None:
+    table = benchmarks.catalogue(60, 2, 8, 100)
+    assert len(np.unique(table, axis=0)) == 60
+    assert table[:, 0].min() >= 100
+    assert table[:, 1].min() >= 108
+    assert table.max() < 116
+    with pytest.raises(ConfigError, match="65 items need more than 2 levels of 8 codes"):
+        benchmarks.catalogue(65, 2, 8, 100)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_floor_in_closed_form(tied: bool) -> None:
+    made = model(tied=tied)
+    body = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32)
+    assert benchmarks.operations(made) == (body, 40 * 16)
+    table = benchmarks.catalogue(30, 3, 5, 3)
+    first, second = len(np.unique(table[:, :1], axis=0)), len(np.unique(table[:, :2], axis=0))
+    fed = min(4, first) + min(4, second)
+    expected = 1 + fed * (body + 640) / (10 * body + 640)
+    assert benchmarks.floor(made, 10, Trie.build(table), 4) == pytest.approx(expected)
+    assert benchmarks.floor(made, 10, Trie.build(np.arange(9)[:, None]), 4) == 1
+
+
+def test_floor_of_the_settings() -> None:
+    """What the figures are held against: SmolLM2-135M, 12,000 items of 4 codes."""
+    with torch.device("meta"):
+        made = benchmarks.load_model("random-135m", device="meta")
+    trie = Trie.build(benchmarks.catalogue(12_000, 4, 256, 0))
+    floors = [benchmarks.floor(made, length, trie, beams) for length, beams in benchmarks.SETTINGS]
+    assert floors == pytest.approx([1.75, 1.95], abs=0.02)
+
+
+def test_both_peers_answer_like_the_engine() -> None:
+    made, table = model(), benchmarks.catalogue(80, 3, 6, 3)
+    trie, rng = Trie.build(table), np.random.default_rng(0)
+    prompts = [rng.integers(3, 40, size=7) for _ in range(3)]
+    found = LocalEngine(made).beam_search(prompts, trie, 6)
+    mask = hf.LogitsProcessorList([benchmarks.TrieMask(trie, 7)])
+    masked = benchmarks.generate(made, prompts, table, 6, logits_processor=mask)
+    after = benchmarks.prefix_function(table, 7)
+    function = benchmarks.generate(made, prompts, table, 6, prefix_allowed_tokens_fn=after)
+    for peer in (masked, function):
+        assert benchmarks.disagreement(found, peer, 1e-4)[0] == 0
+        np.testing.assert_allclose(found.scores, peer.scores, atol=1e-4)
+
+
+def test_disagreement_forgives_ties_only() -> None:
+    one = Beams(np.array([[1, 2, 3]], dtype=np.int32), np.array([[-1.0, -1.00001, -3.0]], dtype=np.float32), [None])
+    swapped = Beams(np.array([[2, 1, 3]], dtype=np.int32), one.scores[:, [0, 1, 2]], [None])
+    other = Beams(np.array([[1, 2, 4]], dtype=np.int32), np.array([[-1.0, -1.0, -2.5]], dtype=np.float32), [None])
+    assert benchmarks.disagreement(one, swapped, 1e-3) == (0, 0.0)
+    assert benchmarks.disagreement(one, other, 1e-3) == (1, pytest.approx(0.5))
+
+
+def test_trie_benchmark_runs_and_is_written(tmp_path: Path) -> None:
+    options = ["--items", "3000", "--users", "2", "--repeats", "1", "--json", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["bench", "trie", *options], catch_exceptions=False)
+    report = json.loads(done.stdout)
+    assert {row["part"] for row in report["rows"]} == {"build", "size", "children", "file", "mask"}
+    assert json.loads((tmp_path / "out" / "trie.json").read_text()) == report
+    assert (tmp_path / "out" / "trie.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="items 0"):
+        trie_benchmark.trie(0)
