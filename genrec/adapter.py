@@ -114,8 +114,9 @@ def save(
     with files.new_folder(path, overwrite=overwrite) as folder:
         try:
             if isinstance(model, PeftModel):
-                state = {key: value.contiguous() for key, value in get_peft_model_state_dict(model).items()}
-                lora = {key: value for key, value in state.items() if ".lora_" in key}
+                # Embedding rows are written by themselves; "auto" would warn and look for the base's configuration.
+                state = get_peft_model_state_dict(model, save_embedding_layers=False)
+                lora = {key: value.contiguous() for key, value in state.items() if ".lora_" in key}
                 config = model.peft_config["default"]
                 trained, config.trainable_token_indices = config.trainable_token_indices, None
                 config.inference_mode, mode = True, config.inference_mode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,8 +100,9 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
 def _print_report(title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
     from genrec.evaluation import cell
 
-    shown = [name for name in next(iter(rows.values())) if name.endswith("@10") or not any(
-        other.endswith("@10") for other in next(iter(rows.values())))]  # fmt: skip
+    cuts = sorted({int(name.split("@")[1]) for name in next(iter(rows.values()))})
+    k = 10 if 10 in cuts else cuts[-1]
+    shown = [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"]  # With intervals, more would not fit 80 columns.
     table = [[name, *(cell(row[metric]) for metric in shown)] for name, row in rows.items()]
     _print_table(title, ["", *shown], table, right=tuple(range(1, len(shown) + 1)))
 
@@ -125,9 +127,10 @@ def quickstart(
         result.report["rows"],
     )
     for example in result.examples:
-        print(f"\nuser {example['user_id']} ({example['events']} films), last watched: {'; '.join(example['history'])}")
-        for rank, title in enumerate(example["recommended"], start=1):
-            print(f"  {rank}. {title}")
+        print()
+        pairs = [[*pair] for pair in zip_longest(example["history"], example["recommended"])]
+        title = f"user {example['user_id']}, after {example['events']} films"
+        _print_table(title, ["the last ones", "recommended"], pairs)
     print()
     stages = [
         [name, f"{seconds:.1f}", "reused" if name in result.reused else ""] for name, seconds in result.seconds.items()
