@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, once the new is complete.")]
 Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
 SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
+Device = Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it: cpu, cuda, ...")]
 EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="What runs the model; dummy runs none.")]
 
 app = typer.Typer(
@@ -159,7 +162,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The workspace to make.")])
     written = make(folder)
     for path in written:
         print(path)
-    progress.say(f"{len(written)} files written. Next: cd {folder} && genrec quickstart")
+    progress.say(f"{len(written)} files written. Next: cd {folder}, then `genrec quickstart`, or `genrec data import`.")
 
 
 @app.command()
@@ -334,7 +337,7 @@ def train(
     from genrec.adapter import Adapter
     from genrec.training import train as run
 
-    out = run(recipe, assignments=assignments or [], overwrite=overwrite)
+    out = Path(os.path.relpath(run(recipe, assignments=assignments or [], overwrite=overwrite)))
     kept = Adapter.load(out).manifest["kept"]
     if json_:
         _print_json({"adapter": str(out), "kept": kept})
@@ -353,6 +356,7 @@ def recommend(
     data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items.")] = 10,
     engine: EngineName = "local",
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """The best items for one user or history."""
@@ -360,9 +364,11 @@ def recommend(
 
     if (user is None) == (history is None):
         raise ConfigError("recommend takes one of --user and --history.")
-    recommender = Recommender.load(adapter, engine=engine)
+    recommender = Recommender.load(adapter, engine=engine, device=device)
     items, row = recommender.user_history(user, data) if user is not None else (_ids(history or ""), None)
     found = recommender.recommend([items], k, users=[row])[0]
+    if len(found) < k:
+        progress.say(f"{len(found)} items instead of {k}: the catalogue holds no more that the history leaves.")
     if json_:
         _print_json([asdict(item) for item in found])
     else:
@@ -382,12 +388,15 @@ def batch_(
     k: Annotated[int, typer.Option("-k", help="Items per user.")] = 20,
     shard_size: Annotated[int, typer.Option(help="Users per Parquet file.")] = 4096,
     engine: EngineName = "local",
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """Recommend for all users of a table; started again, it goes on with the shards that are missing."""
     from genrec.batch import run_batch
+    from genrec.recommender import Recommender
 
-    done = run_batch(adapter, users, out, k=k, shard_size=shard_size, engine=engine)
+    recommender = Recommender.load(adapter, engine=engine, device=device)
+    done = run_batch(recommender, users, out, k=k, shard_size=shard_size)
     if json_:
         _print_json(asdict(done))
     else:
@@ -401,12 +410,14 @@ def batch_(
 def eval_(
     spec: Annotated[Path, typer.Argument(help="A spec, such as eval/shop.toml.")],
     assignments: Assignments = None,
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """Evaluate adapters and baselines on one split; the report goes to eval/results/."""
     from genrec.evaluation import evaluate
+    from genrec.recommender import Recommender
 
-    report = evaluate(spec, assignments=assignments or [])
+    report = evaluate(spec, assignments=assignments or [], load=partial(Recommender.load, device=device))
     written = report.save(spec.absolute().parent / "results")
     if json_:
         _print_json({"name": report.name, "protocol": report.protocol, "rows": report.rows})

@@ -51,6 +51,13 @@ _OWN_TRAINING_KEYS = {  # Keys of SFTConfig that genrec decides, and where to sa
     "remove_unused_columns": "rows are tokenised by genrec",
     "eval_strategy": "see [validation]",
     "save_strategy": "the best weights by validation are kept",
+    "eos_token": "the tokenizer is the base's",
+    "pad_token": "the tokenizer is the base's",
+    "chat_template_path": "the frame is rendered once, from the base's chat template",
+    "model_init_kwargs": "write dtype at the top level of the recipe",
+    "assistant_only_loss": "the loss lies on identifiers and answers",
+    "completion_only_loss": "the loss lies on identifiers and answers",
+    "padding_free": "rows are padded by genrec",
     "report_to": "the learning curve is written to the adapter's folder",
     "loss_type": "rows are trained with cross-entropy",
 }

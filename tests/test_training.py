@@ -110,6 +110,21 @@ def test_the_loss_is_trls_and_the_plain_cross_entropy(
     assert any(gradient.abs().max() > 0 for gradient in gradients[2].values())
 
 
+def test_event_weights_multiply_the_loss_of_each_label(tmp_path: Path) -> None:
+    def loss(weights: torch.Tensor | None) -> float:
+        model, inputs = tiny(True), batch()
+        given = inputs if weights is None else {**inputs, "weights": weights}
+        return float(trainer(training._Trainer, model, tmp_path).compute_loss(model, given, num_items_in_batch=7))
+
+    ones = torch.ones(3, 12)
+    first = ones.clone()
+    first[1:] = 0
+    assert loss(ones) == pytest.approx(loss(None), abs=1e-6)
+    assert loss(3 * ones) == pytest.approx(3 * loss(None), abs=1e-5)
+    assert loss(first) + loss(ones - first) == pytest.approx(loss(None), abs=1e-6)
+    assert 0 < loss(first) < loss(None)
+
+
 def test_the_models_own_head_is_left_as_it_was(tmp_path: Path) -> None:
     model = tiny(True)
     trainer(training._Trainer, model, tmp_path).compute_loss(model, batch())
