@@ -295,14 +295,7 @@ class Tokenization:
         head = self.head_ids(prompt, user)
         budget = self.history_budget(head)
         newest = np.asarray(history)[-max(budget, 1) :]  # An event has a token at least; spares looking at the rest.
-        lengths = self.fragment_lengths(prompt, newest)
-        start = kept_from(lengths, budget)
-        if len(newest) and start == len(newest):
-            raise PromptError(
-                f"prompt {prompt.name}: item {self.items['item_id'][int(newest[-1])]!r} takes {lengths[-1]} tokens, "
-                f"and max_length {self.max_length} leaves {budget} for the history. Raise max_length, or shorten the "
-                "block item."
-            )
+        start = kept_from(self.fragment_lengths(prompt, newest), budget)
         return np.concatenate([head, *(self.fragment(prompt, int(item)) for item in newest[start:])]).astype(np.int32)
 
     def sequence_row(

@@ -114,7 +114,8 @@ def test_event_weights_multiply_the_loss_of_each_label(tmp_path: Path) -> None:
     def loss(weights: torch.Tensor | None) -> float:
         model, inputs = tiny(True), batch()
         given = inputs if weights is None else {**inputs, "weights": weights}
-        return float(trainer(training._Trainer, model, tmp_path).compute_loss(model, given, num_items_in_batch=7))
+        found = trainer(training._Trainer, model, tmp_path).compute_loss(model, given, num_items_in_batch=7)
+        return float(found.detach())
 
     ones = torch.ones(3, 12)
     first = ones.clone()
