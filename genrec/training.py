@@ -243,7 +243,7 @@ def curve_picture(curve: Sequence[Mapping[str, float]], losses: Sequence[tuple[i
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.plot([step for step, _ in losses], [loss for _, loss in losses], color="#555555")
-    left.set(title="training loss", xlabel="step", ylabel="cross-entropy per identifier token")
+    left.set(title="training loss", xlabel="step", ylabel="cross-entropy per trained token")
     steps = [point["step"] for point in curve]
     right.plot(steps, [point["ndcg@10"] for point in curve], marker="o", markersize=3, label="NDCG@10")
     right.plot(steps, [point["recall@10"] for point in curve], marker="o", markersize=3, label="recall@10")
