@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -227,7 +228,7 @@ class Adapter:
             prompts={name: Prompt.load(path / "prompts" / f"{name}.jinja") for name in manifest["prompts"]},
         )
         if adapter.tuning == "lora":
-            adapter.base()
+            _ = adapter.base  # Found and compared now, not when the weights are read.
         return adapter
 
     @property
@@ -245,12 +246,23 @@ class Adapter:
         """The prompt that it recommends with."""
         return next(iter(self.prompts.values()))
 
+    @cached_property
     def base(self) -> bases.Base:
         """The base below a LoRA adapter.
 
         Raises:
-            AdapterError: It is not where it was.
+            AdapterError: It is not where it was, or it was changed since training (both hashes are named).
         """
+        found = self._find_base()
+        trained = self.manifest["base"]["hash"]
+        if found.hash != trained:
+            raise AdapterError(
+                f"{self.path}: its base {found.name} at {found.folder} was changed: trained on {trained[:16]}, "
+                f"found {found.hash[:16]}. Restore the base, or train this adapter again."
+            )
+        return found
+
+    def _find_base(self) -> bases.Base:
         told = self.manifest["base"]
         if told["folder"] is None:
             return bases.find(told["name"], revision=told["revision"])
@@ -275,24 +287,13 @@ class Adapter:
         )
 
     def model(self, tokenization: Tokenization, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The whole model, on the CPU, in eval mode: LoRA merged and identifier rows put in.
-
-        Raises:
-            AdapterError: The base is not the one that the adapter was trained on (both hashes are named).
-        """
+        """The whole model, on the CPU, in eval mode: LoRA merged and identifier rows put in."""
         if self.tuning == "full":
             model = AutoModelForCausalLM.from_pretrained(
                 self.path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
             )
             return model.eval()
-        base = self.base()
-        trained = self.manifest["base"]["hash"]
-        if base.hash != trained:
-            raise AdapterError(
-                f"{self.path}: its base {base.name} at {base.folder} was changed: trained on {trained[:16]}, "
-                f"found {base.hash[:16]}. Restore the base, or train this adapter again."
-            )
-        model = base.model(dtype)
+        model = self.base.model(dtype)
         resize(model, len(tokenization.tokenizer))
         set_rows(model, identifier_ids(tokenization), load_file(self.path / "rows.safetensors"))
         return PeftModel.from_pretrained(model, self.path, local_files_only=True).merge_and_unload().eval()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there, once the new is complete.")]
 Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
 SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
+Device = Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it: cpu, cuda, ...")]
 EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="What runs the model; dummy runs none.")]
 
 app = typer.Typer(
@@ -106,8 +110,9 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
 def _print_report(title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
     from genrec.evaluation import cell
 
-    shown = [name for name in next(iter(rows.values())) if name.endswith("@10") or not any(
-        other.endswith("@10") for other in next(iter(rows.values())))]  # fmt: skip
+    cuts = sorted({int(name.split("@")[1]) for name in next(iter(rows.values()))})
+    k = 10 if 10 in cuts else cuts[-1]
+    shown = [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"]  # With intervals, more would not fit 80 columns.
     table = [[name, *(cell(row[metric]) for metric in shown)] for name, row in rows.items()]
     _print_table(title, ["", *shown], table, right=tuple(range(1, len(shown) + 1)))
 
@@ -132,9 +137,10 @@ def quickstart(
         result.report["rows"],
     )
     for example in result.examples:
-        print(f"\nuser {example['user_id']} ({example['events']} films), last watched: {'; '.join(example['history'])}")
-        for rank, title in enumerate(example["recommended"], start=1):
-            print(f"  {rank}. {title}")
+        print()
+        pairs = [[*pair] for pair in zip_longest(example["history"], example["recommended"])]
+        title = f"user {example['user_id']}, after {example['events']} films"
+        _print_table(title, ["the last ones", "recommended"], pairs)
     print()
     stages = [
         [name, f"{seconds:.1f}", "reused" if name in result.reused else ""] for name, seconds in result.seconds.items()
@@ -163,7 +169,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The workspace to make.")])
     written = make(folder)
     for path in written:
         print(path)
-    progress.say(f"{len(written)} files written. Next: cd {folder} && genrec quickstart")
+    progress.say(f"{len(written)} files written. Next: cd {folder}, then `genrec quickstart`, or `genrec data import`.")
 
 
 @app.command()
@@ -279,7 +285,8 @@ def _number(value: Any) -> str:
 def ids_build(
     data: Annotated[Path, typer.Argument(help="A data set folder.")],
     out: Annotated[Path, typer.Option(help="The file to write, such as data/shop/identifiers.parquet.")],
-    scheme: Annotated[str, typer.Option(help="atomic, semantic or random.")] = "atomic",
+    scheme: Annotated[str, typer.Option(help="atomic, semantic, title or random.")] = "atomic",
+    base: Annotated[str | None, typer.Option(help="The base whose tokens spell the titles, of title.")] = None,
     levels: Annotated[int, typer.Option(help="Codes per identifier, of semantic and random.")] = 3,
     codes: Annotated[int, typer.Option(help="Different codes per level, of semantic and random.")] = 256,
     split: SplitName = "leave_one_out",
@@ -288,7 +295,7 @@ def ids_build(
     """Give every item an identifier. A recipe uses the file by identifiers.file."""
     from genrec.training import build_identifiers
 
-    made = build_identifiers(data, scheme, levels=levels, codes=codes, split=split, seed=seed)
+    made = build_identifiers(data, scheme, base=base, levels=levels, codes=codes, split=split, seed=seed)
     made.save(out)
     print(out)
 
@@ -338,7 +345,7 @@ def train(
     from genrec.adapter import Adapter
     from genrec.training import train as run
 
-    out = run(recipe, assignments=assignments or [], overwrite=overwrite)
+    out = Path(os.path.relpath(run(recipe, assignments=assignments or [], overwrite=overwrite)))
     kept = Adapter.load(out).manifest["kept"]
     if json_:
         _print_json({"adapter": str(out), "kept": kept})
@@ -357,6 +364,7 @@ def recommend(
     data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
     k: Annotated[int, typer.Option("-k", help="Items.")] = 10,
     engine: EngineName = "local",
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """The best items for one user or history."""
@@ -364,9 +372,11 @@ def recommend(
 
     if (user is None) == (history is None):
         raise ConfigError("recommend takes one of --user and --history.")
-    recommender = Recommender.load(adapter, engine=engine)
+    recommender = Recommender.load(adapter, engine=engine, device=device)
     items, row = recommender.user_history(user, data) if user is not None else (_ids(history or ""), None)
     found = recommender.recommend([items], k, users=[row])[0]
+    if len(found) < k:
+        progress.say(f"{len(found)} items instead of {k}: the catalogue holds no more that the history leaves.")
     if json_:
         _print_json([asdict(item) for item in found])
     else:
@@ -386,12 +396,15 @@ def batch_(
     k: Annotated[int, typer.Option("-k", help="Items per user.")] = 20,
     shard_size: Annotated[int, typer.Option(help="Users per Parquet file.")] = 4096,
     engine: EngineName = "local",
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """Recommend for all users of a table; started again, it goes on with the shards that are missing."""
     from genrec.batch import run_batch
+    from genrec.recommender import Recommender
 
-    done = run_batch(adapter, users, out, k=k, shard_size=shard_size, engine=engine)
+    recommender = Recommender.load(adapter, engine=engine, device=device)
+    done = run_batch(recommender, users, out, k=k, shard_size=shard_size)
     if json_:
         _print_json(asdict(done))
     else:
@@ -405,12 +418,14 @@ def batch_(
 def eval_(
     spec: Annotated[Path, typer.Argument(help="A spec, such as eval/shop.toml.")],
     assignments: Assignments = None,
+    device: Device = "cpu",
     json_: Json = False,
 ) -> None:
     """Evaluate adapters and baselines on one split; the report goes to eval/results/."""
     from genrec.evaluation import evaluate
+    from genrec.recommender import Recommender
 
-    report = evaluate(spec, assignments=assignments or [])
+    report = evaluate(spec, assignments=assignments or [], load=partial(Recommender.load, device=device))
     written = report.save(spec.absolute().parent / "results")
     if json_:
         _print_json({"name": report.name, "protocol": report.protocol, "rows": report.rows})

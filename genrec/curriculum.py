@@ -198,8 +198,13 @@ class Rows:
         tokenization: Tokenization,
         train: Sequence[np.ndarray],
         users: Sequence[Mapping[str, Any]] | None = None,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.plan, self.prompts, self.tokenization, self.train, self.users = made, prompts, tokenization, train, users
+        self.weights = weights  # Of the events of ``train``; scaled so that their mean is 1.
+        if weights is not None:
+            mean = np.concatenate(list(weights)).mean(dtype=np.float64)
+            self.weights = [(weight / mean).astype(np.float32) for weight in weights]
 
     def __len__(self) -> int:
         return len(self.plan.table)
@@ -210,15 +215,21 @@ class Rows:
         prompt = self.prompts[task]
         user = self.users[index] if self.users is not None and kind == HISTORY else None
         if prompt.kind == "sequence":
-            events = self.plan.walks[index] if kind == WALK else self.train[index][start:stop]
-            return self.tokenization.sequence_row(prompt, events, user=user, context=context)
+            if kind == WALK:
+                return self.tokenization.sequence_row(prompt, self.plan.walks[index])
+            weights = None if self.weights is None else self.weights[index][start:stop]
+            events = self.train[index][start:stop]
+            return self.tokenization.sequence_row(prompt, events, user=user, context=context, weights=weights)
         if kind == HISTORY:
             past = self.train[index][: stop - 1]
             return self.tokenization.question_row(prompt, int(self.train[index][stop - 1]), history=past, user=user)
         return self.tokenization.question_row(prompt, index)
 
     def batch(self, numbers: Sequence[int], pad: int) -> dict[str, np.ndarray]:
-        """Rows ``numbers``, padded: ``input_ids``, ``labels``, ``attention_mask``, each int64 [rows, longest]."""
+        """Rows ``numbers``, padded: ``input_ids``, ``labels``, ``attention_mask``, each int64 [rows, longest].
+
+        Where events have weights, also ``weights``, float32 of the same shape.
+        """
         made = [self.row(number) for number in numbers]
         shape = (len(made), max(len(row.ids) for row in made))
         result = {
@@ -230,4 +241,9 @@ class Rows:
             result["input_ids"][place, : len(row.ids)] = row.ids
             result["labels"][place, : len(row.ids)] = row.labels
             result["attention_mask"][place, : len(row.ids)] = 1
+        if self.weights is not None:
+            result["weights"] = np.ones(shape, dtype=np.float32)
+            for place, row in enumerate(made):
+                if row.weights is not None:
+                    result["weights"][place, : len(row.ids)] = row.weights
         return result

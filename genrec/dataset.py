@@ -72,10 +72,11 @@ class Dataset:
             items: The catalogue. None makes one of the item ids in the log, without titles.
             users: Columns about users, for the head of a prompt.
             columns: genrec's name -> the name in ``interactions``, such as ``{"user_id": "customer"}``.
-            item_columns: The same for ``items``.
+            item_columns: The same for ``items``; its id may be called as in the log without saying so again.
             user_columns: The same for ``users``.
             min_rating: Keep interactions rated at least this.
-            events: Keep these events only; a mapping gives each a weight.
+            events: Keep these events only; a mapping gives each a weight, by which training multiplies the loss of
+                predicting it.
             exclude_seen: Whether recommendations leave out what the user has consumed; stated in the manifest.
             name: Name of the data set.
             on_bad_row: "fail" raises on malformed rows and names them, "skip" leaves them out and keeps the list.
@@ -350,8 +351,11 @@ class Dataset:
             raise DataError(f"{what} needs timestamps; the data set has an order only ({self.manifest.get('order')}).")
         known = stamps.is_not_null().to_numpy()
         times = stamps.fill_null(0).to_numpy()
+        weights = self.interactions["weight"].to_numpy() if "weight" in self.interactions.columns else None
         if ties == "shuffled":
-            item_codes = splits.shuffle_ties(item_codes, user_codes, times, known, seed)
+            order = splits.shuffle_ties(user_codes, times, known, seed)
+            item_codes = item_codes[order]
+            weights = None if weights is None else weights[order]
         if kind == "leave_one_out":
             cut = splits.leave_one_out(np.diff(starts))
         else:
@@ -375,6 +379,7 @@ class Dataset:
             user_ids=self.user_ids,
             item_ids=self.item_ids,
             times=splits.pieces(times, starts) if kind == "temporal" else None,
+            weights=None if weights is None else splits.pieces(weights, starts),
         )
 
     def _counted(self) -> Dataset:

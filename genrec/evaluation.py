@@ -167,8 +167,10 @@ def evaluate(
 
     lists: dict[str, np.ndarray] = {}
     told: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for baseline in spec.baselines:
         fitted = BASELINES[baseline]().fit(split.train, data.items)
+        parameters[baseline] = fitted.parameters
         lists[baseline] = recommend_baseline(fitted, histories, max(spec.k), exclude_seen=exclude_seen)
     for label, folder in spec.adapters.items():
         recommender = load(root / folder)
@@ -188,11 +190,14 @@ def evaluate(
         "positives": data.manifest.get("positives"),
         **split.protocol,
         "cases": len(cases),
+        "cases_drawn": {"users": spec.users, "seed": spec.seed} if len(cases) < len(split.test) else "all",
+        "targets_seen_before": sum(int(target in history) for target, history in zip(targets, histories, strict=True)),
         "catalogue": len(data.items),
         "ranking": "full catalogue, item level",
         "exclude_seen": exclude_seen,
         "num_beams": spec.num_beams,
         "scoring": "sum of log-probabilities of the identifier's tokens over the whole vocabulary",
+        "baselines": parameters,
         "adapters": told,
         "versions": versions(),
     }

@@ -37,4 +37,4 @@ def say(message: str) -> None:
     if not quiet:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False).print(message, markup=False)
+        Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)

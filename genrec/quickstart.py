@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genrec import base, batch, evaluation, files, progress, readers, training
-from genrec.adapter import Adapter
+from genrec import files, progress
 from genrec.config import as_table, load_recipe, load_spec
-from genrec.dataset import Dataset
 from genrec.errors import ConfigError, GenrecError
-from genrec.prompts import Prompt
-from genrec.recommender import Recommender
+
+if TYPE_CHECKING:
+    from genrec import batch
+    from genrec.dataset import Dataset
 
 NAME = "movielens-100k"
 _SHOWN_USERS = ("1", "42", "543")
@@ -64,6 +64,11 @@ def init(folder: str | Path) -> list[Path]:
 
 def is_current(recipe_path: Path) -> bool:
     """Whether the adapter of a recipe is there, whole, and made from this recipe, data, prompts and base."""
+    from genrec import base
+    from genrec.adapter import Adapter
+    from genrec.dataset import Dataset
+    from genrec.prompts import Prompt
+
     workspace = recipe_path.absolute().parent.parent
     try:
         adapter = Adapter.load(recipe_path.with_suffix(""))
@@ -84,6 +89,8 @@ def is_current(recipe_path: Path) -> bool:
 
 def is_reported(report: dict[str, Any], spec_path: Path, data: Dataset) -> bool:
     """Whether a saved report is of this spec, this data and the adapters that are there."""
+    from genrec.adapter import Adapter
+
     spec = load_spec(spec_path)
     if report.get("spec") != json.loads(json.dumps(as_table(spec))) or report["protocol"]["data_hash"] != data.hash:
         return False
@@ -102,6 +109,11 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
     Raises:
         GenrecError: A stage failed; the stages before it are done and are reused when it is run again.
     """
+    # Imported here, so that `genrec init` waits for no model library.
+    from genrec import base, batch, evaluation, readers, training
+    from genrec.dataset import Dataset
+    from genrec.recommender import Recommender
+
     root = Path(workspace)
     init(root)
     result = Result()

@@ -65,6 +65,7 @@ class Split:
     test: Cases
     train_hash: str
     truth: Truth
+    train_weights: list[np.ndarray] | None = None
 
     def check(self) -> None:
         """Compare every part with the events that it may hold.
@@ -223,10 +224,10 @@ def temporal(
     )
 
 
-def shuffle_ties(items: np.ndarray, users: np.ndarray, times: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
-    """``items`` [n_events] with the events of one user and time in random order; the others stay where they are."""
+def shuffle_ties(users: np.ndarray, times: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
+    """An order int [n_events] with the events of one user and time at random; the others stay where they are."""
     shuffle = np.random.default_rng(seed).permutation(len(times))
-    return items[np.lexsort((np.where(known, shuffle, np.arange(len(times))), times, users))]
+    return np.lexsort((np.where(known, shuffle, np.arange(len(times))), times, users))
 
 
 def make(
@@ -237,8 +238,12 @@ def make(
     user_ids: list[str],
     item_ids: list[str],
     times: list[np.ndarray] | None = None,
+    weights: list[np.ndarray] | None = None,
 ) -> Split:
-    """Cut the whole history of every user. ``times`` are the timestamps beside ``sequences``, for a temporal split."""
+    """Cut the whole history of every user.
+
+    ``times`` are the timestamps beside ``sequences``, for a temporal split; ``weights`` those of the events.
+    """
     train = [sequence[:end] for sequence, end in zip(sequences, cut.train_ends, strict=True)]
     valid, test = _cases(sequences, cut.valid_at), _cases(sequences, cut.test_at)
     protocol = {
@@ -251,7 +256,8 @@ def make(
     }
     ends, valid_at, test_at = (array.astype(np.int32) for array in cut[:3])
     truth = Truth(user_ids, item_ids, sequences, ends, valid_at, test_at, times, cut.valid_time, cut.test_time)
-    return Split(protocol, train, valid, test, histories_hash(train, item_ids), truth)
+    kept = None if weights is None else [all_[:end] for all_, end in zip(weights, cut.train_ends, strict=True)]
+    return Split(protocol, train, valid, test, histories_hash(train, item_ids), truth, kept)
 
 
 def pieces(flat: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:

