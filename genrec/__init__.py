@@ -12,7 +12,7 @@ from genrec.errors import GenrecError
 
 if TYPE_CHECKING:
     from genrec.batch import run_batch
-    from genrec.config import Recipe, Spec
+    from genrec.config import Recipe, Spec, Task
     from genrec.dataset import Dataset
     from genrec.evaluation import evaluate
     from genrec.prompts import Prompt
@@ -28,6 +28,7 @@ __all__ = [
     "Recommendation",
     "Recommender",
     "Spec",
+    "Task",
     "__version__",
     "evaluate",
     "run_batch",
@@ -41,6 +42,7 @@ _HOMES = {
     "Recommendation": "recommender",
     "Recommender": "recommender",
     "Spec": "config",
+    "Task": "config",
     "evaluate": "evaluation",
     "run_batch": "batch",
     "train": "training",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genrec import __version__, progress
-from genrec.errors import ConfigError, GenrecError
+from genrec.errors import ConfigError, GenrecError, StorageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
 SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
 Device = Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it: cpu, cuda, ...")]
-EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="What runs the model; dummy runs none.")]
+EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="local; or dummy, pseudo-random items.")]
 
 app = typer.Typer(
     name="genrec",
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 other error, 2 wrong usage, 3 configuration, 4 data, 5 prompt, 6 identifiers, "
-    "7 adapter or base, 8 decoding, 9 storage.",
+    "7 adapter or base, 8 decoding, 9 storage, 130 interrupted.",
 )
 data_app = typer.Typer(help="Fetch, import and inspect data sets.", no_args_is_help=True)
 ids_app = typer.Typer(help="Build and inspect identifiers.", no_args_is_help=True)
@@ -76,6 +76,13 @@ def main() -> None:
     except GenrecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # Of standard output itself; files raise StorageError.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("interrupted; nothing was left half-written, and the same command starts again.", file=sys.stderr)
+        raise
 
 
 def _print_json(value: Any) -> None:
@@ -284,18 +291,21 @@ def _number(value: Any) -> str:
 @ids_app.command("build")
 def ids_build(
     data: Annotated[Path, typer.Argument(help="A data set folder.")],
-    out: Annotated[Path, typer.Option(help="The file to write, such as data/shop/identifiers.parquet.")],
+    out: Annotated[Path, typer.Option(help="The file to write, such as data/shop-identifiers.parquet.")],
     scheme: Annotated[str, typer.Option(help="atomic, semantic, title or random.")] = "atomic",
     base: Annotated[str | None, typer.Option(help="The base whose tokens spell the titles, of title.")] = None,
     levels: Annotated[int, typer.Option(help="Codes per identifier, of semantic and random.")] = 3,
     codes: Annotated[int, typer.Option(help="Different codes per level, of semantic and random.")] = 256,
     split: SplitName = "leave_one_out",
-    seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
+    ties: Annotated[Literal["file", "shuffled"], typer.Option(help="Order within equal timestamps.")] = "file",
+    dimensions: Annotated[int, typer.Option("--features", help="Dimensions of the text vectors.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of features, clusters and shuffled ties.")] = 0,
 ) -> None:
     """Give every item an identifier. A recipe uses the file by identifiers.file."""
     from genrec.training import build_identifiers
 
-    made = build_identifiers(data, scheme, base=base, levels=levels, codes=codes, split=split, seed=seed)
+    sizes = {"levels": levels, "codes": codes, "dimensions": dimensions}
+    made = build_identifiers(data, scheme, base=base, split=split, ties=ties, seed=seed, **sizes)
     made.save(out)
     print(out)
 
@@ -341,7 +351,7 @@ def train(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Train as a recipe says; writes the folder beside the recipe."""
+    """Train as a recipe says; writes adapters/NAME, where NAME is the recipe's."""
     from genrec.adapter import Adapter
     from genrec.training import train as run
 
@@ -376,7 +386,8 @@ def recommend(
     items, row = recommender.user_history(user, data) if user is not None else (_ids(history or ""), None)
     found = recommender.recommend([items], k, users=[row])[0]
     if len(found) < k:
-        progress.say(f"{len(found)} items instead of {k}: the catalogue holds no more that the history leaves.")
+        reason = recommender.search([recommender.indices(items)], k, users=[row]).reasons[0]
+        progress.say(f"{len(found)} items instead of {k}: {reason}")
     if json_:
         _print_json([asdict(item) for item in found])
     else:
@@ -391,7 +402,7 @@ def _ids(text: str) -> list[str]:
 @app.command("batch")
 def batch_(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
-    users: Annotated[Path, typer.Option(help="user_id and history: Parquet, CSV, JSON lines, or a data set folder.")],
+    users: Annotated[Path, typer.Option(help="user_id, history (in CSV a JSON list): a file, or a data set folder.")],
     out: Annotated[Path, typer.Option(help="The output folder.")],
     k: Annotated[int, typer.Option("-k", help="Items per user.")] = 20,
     shard_size: Annotated[int, typer.Option(help="Users per Parquet file.")] = 4096,
@@ -488,7 +499,7 @@ def prompts_check(
             for problem in problems:
                 print(f"{path}:{problem}")
             if not problems:
-                print(f"{path}: good")
+                print(f"{path}: good" + ("" if data else " (columns were not checked: name them with --data)"))
     if any(found.values()):
         raise typer.Exit(5)
 

@@ -105,13 +105,15 @@ def plan(
             lengths[number] = [tokenization.fragment_lengths(prompt, history) for history in train]
             heads = (tokenization.head_ids(prompt, users[user] if users else None) for user in range(len(train)))
             budgets[number] = [tokenization.history_budget(head) for head in heads]
-            for length, budget in zip(lengths[number], budgets[number], strict=True):
-                if length.max(initial=0) > budget:
-                    raise PromptError(
-                        f"prompt {prompt.name}: one item takes {length.max()} tokens and max_length "
-                        f"{recipe.max_length} leaves {budget} for the history. Raise max_length, or shorten its block "
-                        "item."
-                    )
+            # Of the whole catalogue: what fits no row in training would silently empty a history later.
+            catalogue = tokenization.fragment_lengths(prompt, np.arange(len(tokenization.items)))
+            longest, budget = int(catalogue.argmax()), min(budgets[number])
+            if catalogue[longest] > budget:
+                raise PromptError(
+                    f"prompt {prompt.name}: item {tokenization.items['item_id'][longest]!r} takes "
+                    f"{catalogue[longest]} tokens and max_length {recipe.max_length} leaves {budget} for the history. "
+                    "Raise max_length, or shorten its block item."
+                )
 
     def history_rows(number: int) -> list[tuple[int, ...]]:
         result: list[tuple[int, ...]] = []

@@ -414,8 +414,8 @@ class BeamSearch:
             return None
         if count == 0:
             return "no item is allowed: the restrictions leave nothing of the catalogue"
-        what = "the catalogue has" if count == self.trie.n_items else "the restrictions allow"
-        return f"{what} {count} items and {self.asked} were asked for"
+        what = "the catalogue has" if count == self.trie.n_items else "the restrictions leave"
+        return f"{what} only {count} items"
 
 
 class _Ranks:

@@ -100,6 +100,9 @@ def _adapter_lists(
             f"of this split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Use the split of "
             f"its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
         )
+    given = [] if data.users is None else data.users.columns
+    for problem in recommender.adapter.prompt.check(user_columns=given):
+        raise DataError(f"adapter {name!r}, prompt {recommender.adapter.prompt.name}: {problem}")
     if recommender.item_ids != data.item_ids:
         raise DataError(f"adapter {name!r} knows another catalogue than {spec.data}. Train it on this data set.")
     lists = []
@@ -154,7 +157,7 @@ def evaluate(
     if clash:
         raise ConfigError(f"spec: an adapter and a baseline are both called {sorted(clash)[0]!r}. Rename the adapter.")
     data = data or Dataset.load(root / spec.data)
-    split = data.split(spec.split, ties=spec.ties, seed=spec.seed)
+    split = data.split(spec.split, ties=spec.ties, seed=spec.split_seed)
     split.check()
     if not len(split.test):
         raise DataError(f"{spec.data}: the split {spec.split} leaves no test case (users need 3 interactions or more).")
@@ -182,6 +185,9 @@ def evaluate(
             "tuning": manifest["tuning"],
             "identifiers": manifest["identifiers"]["scheme"],
             "prompt": recommender.adapter.prompt.name,
+            "max_length": manifest["max_length"],
+            "base": manifest["base"]["name"],
+            "seed": manifest["recipe"]["seed"],
             "kept": manifest["kept"],
         }
     protocol = {
@@ -196,6 +202,8 @@ def evaluate(
         "ranking": "full catalogue, item level",
         "exclude_seen": exclude_seen,
         "num_beams": spec.num_beams,
+        "equal_scores": "the item that stands first in the catalogue wins",
+        "filled_timestamps": data.manifest.get("filled_timestamps", 0),
         "scoring": "sum of log-probabilities of the identifier's tokens over the whole vocabulary",
         "baselines": parameters,
         "adapters": told,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,10 @@ quiet = False  # `--quiet` on the command line sets this.
 
 @contextmanager
 def bar(description: str, total: float) -> Iterator[Callable[..., None]]:
-    """A bar over ``total`` steps. Yields ``advance(steps=1, note="")``. Silent when ``quiet`` or not on a terminal."""
+    """A bar over ``total`` steps. Yields ``advance(steps=1, note="")``. Silent when ``quiet``.
+
+    Where standard error is no terminal, a line every 15 seconds stands in the place of the bar.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,9 +29,15 @@ def bar(description: str, total: float) -> Iterator[Callable[..., None]]:
     disable = quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total, note="")
+        done, told = 0.0, time.monotonic()
 
         def advance(steps: float = 1, note: str = "") -> None:
+            nonlocal done, told
+            done += steps
             progress.update(task, advance=steps, note=note)
+            if not console.is_terminal and time.monotonic() - told >= 15:
+                told = time.monotonic()
+                say(f"{description}: {done:.0f} of {total:.0f} {note}".rstrip())
 
         yield advance
 

@@ -37,7 +37,7 @@ from genrec.errors import PromptError
 
 READABLE: dict[str, dict[str, tuple[str, ...]]] = {  # What each block may read.
     "sequence": {"system": ("user",), "user": ("user",), "item": ("item",)},
-    "question": {"system": ("user",), "user": ("item", "history", "user"), "assistant": ("item", "user")},
+    "question": {"system": ("user",), "user": ("item", "history", "user"), "assistant": ("item",)},
 }
 LOOP_FIELDS = ("index", "index0", "first", "last", "length")
 MAX_CHARACTERS = 65_536

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from genrec.adapter import Adapter
-from genrec.config import suggestion
+from genrec.config import suggestion, workspace_of
 from genrec.dataset import Dataset
-from genrec.decoding import Beams, Trie
+from genrec.decoding import MAX_BEAMS, Beams, Trie
 from genrec.engines import Engine
 from genrec.errors import ConfigError, UnknownIdError
 from genrec.prompts import Prompt
-from genrec.tokenization import Span
+from genrec.tokenization import Span, Tokenization
 
 History = Sequence[str]
 
@@ -37,9 +37,9 @@ def beams_for(k: int, num_beams: int | None) -> int:
     Raises:
         ConfigError: ``k`` or ``num_beams`` out of range.
     """
-    if k < 1:
-        raise ConfigError(f"k is {k}. It is at least 1.")
-    beams = max(50, 2 * k) if num_beams is None else num_beams
+    if not 1 <= k <= MAX_BEAMS:
+        raise ConfigError(f"k is {k}. It is at least 1 and at most {MAX_BEAMS}.")
+    beams = min(max(50, 2 * k), MAX_BEAMS) if num_beams is None else num_beams
     if beams < k:
         raise ConfigError(f"num_beams is {beams}, below k, which is {k}. Leave it out, or raise it.")
     return beams
@@ -57,10 +57,10 @@ class Recommender:
             data set that the adapter was trained on says.
     """
 
-    def __init__(self, adapter: Adapter, engine: Engine) -> None:
+    def __init__(self, adapter: Adapter, engine: Engine, tokenization: Tokenization) -> None:
         self.adapter = adapter
         self.engine = engine
-        self.tokenization = adapter.tokenization()
+        self.tokenization = tokenization
         self.trie = Trie.build(self.tokenization.tokens)
         self.exclude_seen = bool(adapter.manifest["data"]["manifest"]["exclude_seen"])
         self.item_ids = list(adapter.identifiers.item_ids)
@@ -86,24 +86,30 @@ class Recommender:
 
         Raises:
             AdapterError: The folder is no adapter, was changed since training, or its base is missing.
-            ConfigError: An unknown engine or device.
+            ConfigError: An unknown engine, device or dtype.
         """
+        for name, value, known in (
+            ("engine", engine, ("local", "dummy")),
+            ("dtype", dtype, ("float32", "bfloat16")),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}. {suggestion(value, known)}")
         adapter = Adapter.load(path)
+        tokenization = adapter.tokenization()
         if engine == "dummy":
             from genrec.engines.dummy import DummyEngine
 
-            return cls(adapter, DummyEngine(len(adapter.tokenization().tokenizer)))
-        if engine != "local":
-            raise ConfigError(f"engine is {engine!r}. {suggestion(engine, ('local', 'dummy'))}")
+            return cls(adapter, DummyEngine(len(tokenization.tokenizer)), tokenization)
         import torch
 
         from genrec.engines.local import LocalEngine
 
+        model: Any = adapter.model(tokenization, dtype=getattr(torch, dtype))
         try:
-            model: Any = adapter.model(adapter.tokenization(), dtype=getattr(torch, dtype)).to(device)
+            model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device is {device!r}, and PyTorch refused it: {error}") from error
-        return cls(adapter, LocalEngine(model))
+        return cls(adapter, LocalEngine(model), tokenization)
 
     def indices(self, items: History) -> np.ndarray:
         """Item ids -> int32 item indices.
@@ -145,7 +151,10 @@ class Recommender:
         seen = self.exclude_seen if exclude_seen is None else exclude_seen
         blocked = [np.unique(history) for history in histories] if seen else None
         found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, blocked=blocked)
-        return Beams(found.items[:, :k], found.scores[:, :k], found.reasons)
+        # A reason is why fewer than ``beams`` came, and told only where fewer than k did.
+        full = (found.items[:, :k] >= 0).sum(axis=1) == k
+        reasons = [None if enough else reason for enough, reason in zip(full, found.reasons, strict=True)]
+        return Beams(found.items[:, :k], found.scores[:, :k], reasons)
 
     def recommend(
         self,
@@ -204,7 +213,7 @@ class Recommender:
         Raises:
             UnknownIdError: A user that the data set does not know.
         """
-        known = self.adapter.path.absolute().parent.parent / self.adapter.manifest["data"]["path"]
+        known = workspace_of(self.adapter.path) / self.adapter.manifest["data"]["path"]
         folder = Path(data) if data is not None else known
         loaded = Dataset.load(folder)
         if user not in loaded.user_ids:

@@ -125,7 +125,7 @@ def make_frame(tokenizer: PreTrainedTokenizerFast, *, system: bool) -> Frame:
     without a chat template gets its begin token (if it has one) and line breaks.
 
     Raises:
-        PromptError: The chat template drops or repeats a message.
+        PromptError: The chat template cannot be rendered, or drops or repeats a message.
     """
 
     def encode(text: str) -> list[int]:
@@ -137,15 +137,18 @@ def make_frame(tokenizer: PreTrainedTokenizerFast, *, system: bool) -> Frame:
         return Frame(begin if system else [], encode("\n") if system else begin, encode("\n"), end)
 
     def render(messages: list[dict[str, str]], header: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header))
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header))
+        except Exception as error:  # Templates raise jinja2's TemplateError, or whatever their author chose.
+            raise PromptError(f"the base's chat template cannot be rendered: {error}") from error
 
     asked = [{"role": "system", "content": _SYSTEM}] if system else []
     asked = [*asked, {"role": "user", "content": _USER}]
     try:
         text = render(asked, True)
-    except Exception as error:  # Templates raise jinja2's TemplateError, or whatever their author chose.
+    except PromptError:
         if not system:
-            raise PromptError(f"the base's chat template cannot be rendered: {error}") from error
+            raise
         asked = [{"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}]
         text = render(asked, True)
     closed = render([*asked, {"role": "assistant", "content": _ANSWER}], False)
@@ -177,7 +180,8 @@ class Tokenization:
         identifiers: The identifiers of the items of ``items``, in the same order.
         items: The catalogue; its columns are what prompts may read.
         max_length: Tokens of a prompt together with its answer, at most.
-        frames: Name of a prompt -> its stored frame; prompts that are not in it are framed by the tokenizer.
+        frames: Stored frames, ``system`` for prompts with that block and ``user`` for those without; a frame that is
+            not in it is rendered when it is first needed.
 
     Attributes:
         tokens: int32 [items, longest identifier], token ids of each item's identifier, padded with -1.
@@ -226,10 +230,11 @@ class Tokenization:
         return self.tokens[item, : self.lengths[item]]
 
     def frame(self, prompt: Prompt) -> Frame:
-        """The frame of a prompt: the stored one, or rendered now and kept."""
-        if prompt.name not in self.frames:
-            self.frames[prompt.name] = make_frame(self.tokenizer, system="system" in prompt.blocks)
-        return self.frames[prompt.name]
+        """The frame of a prompt: the stored one, or rendered now and kept. Only its first block matters."""
+        first = "system" if "system" in prompt.blocks else "user"
+        if first not in self.frames:
+            self.frames[first] = make_frame(self.tokenizer, system=first == "system")
+        return self.frames[first]
 
     def frames_table(self) -> dict[str, dict[str, list[int]]]:
         """All frames rendered so far as plain lists, for ``frames.json``."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,11 @@ def test_suggestion_names_the_closest_or_the_first_twenty() -> None:
     numbers = [f"{number:02}" for number in range(20)]
     assert config.suggestion("zzz", numbers) == f"Known: {', '.join(numbers)}."
     assert config.suggestion("zzz", [*numbers, "20"]) == f"Known: {', '.join(numbers)}, ..."
+
+
+def test_the_reference_names_every_key() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`\[?\[?(\w+)\]?\]?`", text))
+    tables = (Recipe, Spec, Task, IdentifierRecipe, WalkRecipe, Validation)
+    keys = {field.name for table in tables for field in fields(table)}
+    assert keys <= named, keys - named

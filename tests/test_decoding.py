@@ -207,10 +207,10 @@ class TestBeamSearch:
         trie = Trie.build(np.array([[1], [2], [3]]))
         model = Model(0)
         assert run(BeamSearch(trie, 1, 3), model).result().reasons == [None]
-        assert "catalogue has 3 items and 4 were asked" in str(run(BeamSearch(trie, 1, 4), model).result().reasons[0])
+        assert "the catalogue has only 3 items" in str(run(BeamSearch(trie, 1, 4), model).result().reasons[0])
         found = run(BeamSearch(trie, 2, 2, only=[np.array([2]), np.array([], dtype=int)]), model).result()
         assert found.items.tolist() == [[2, -1], [-1, -1]]
-        assert "allow 1 items and 2 were asked" in str(found.reasons[0])
+        assert "the restrictions leave only 1 items" in str(found.reasons[0])
         assert "no item is allowed" in str(found.reasons[1])
         nothing = BeamSearch(trie, 1, 2, allowed=np.zeros(3, dtype=bool))
         assert nothing.done

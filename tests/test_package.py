@@ -52,6 +52,7 @@ def test_public_names_are_exactly_these() -> None:
         "Recommendation",
         "Recommender",
         "Spec",
+        "Task",
         "__version__",
         "evaluate",
         "run_batch",

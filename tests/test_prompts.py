@@ -482,3 +482,9 @@ def test_any_source_is_a_prompt_or_a_prompt_error(parts: list[str]) -> None:
     except PromptError:
         return
     prompt.render("user", item=row(), history=[])
+
+
+def test_an_answer_reads_no_user() -> None:
+    source = "{% block user %}{{ item.title }}?{% endblock %}{% block assistant %}{{ user.age }}{% endblock %}"
+    with pytest.raises(PromptError, match="user"):
+        Prompt.parse(source, "answer")

@@ -317,3 +317,31 @@ def test_rendering_needs_a_good_prompt(rec: Recommender, tmp_path: Path) -> None
     (tmp_path / "broken.jinja").write_text("{% block user %}{{ item.title }}")
     with pytest.raises(PromptError, match=r"broken\.jinja:1"):
         render(tmp_path / "broken.jinja", rec.adapter.path, item="i1")
+
+
+def test_a_reason_is_told_only_where_fewer_than_k_came(workspace: Path) -> None:
+    rec = Recommender.load(workspace / "adapters" / "lora")
+    n = len(rec.item_ids)
+    histories = [rec.indices(rec.item_ids[:2]), rec.indices(rec.item_ids[: n - 3]), rec.indices([])]
+    found = rec.search(histories, 10)
+    assert found.reasons == [None, "the restrictions leave only 3 items", None]
+    assert rec.search([rec.indices([])], n + 5).reasons == [f"the catalogue has only {n} items"]
+
+
+def test_the_default_number_of_beams_is_one_that_engines_take(workspace: Path) -> None:
+    rec = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+    assert len(rec.recommend([[]], k=40_000)[0]) == len(rec.item_ids)
+    with pytest.raises(ConfigError, match="k is 70000"):
+        rec.recommend([[]], k=70_000)
+
+
+def test_an_edited_prompt_of_the_same_name_gets_the_frame_of_its_own_blocks(workspace: Path, tmp_path: Path) -> None:
+    source = (workspace / "prompts" / "next_item.jinja").read_text()
+    for name in ("next_item", "other"):
+        (tmp_path / f"{name}.jinja").write_text("{% block system %}Be brief.{% endblock %}" + source)
+    same, other = (
+        render(tmp_path / f"{name}.jinja", workspace / "adapters" / "lora", history=[])
+        for name in ("next_item", "other")
+    )
+    assert same.read == other.read
+    assert any("<|system|>" in span.text for span in same.read)

@@ -353,13 +353,13 @@ def test_without_a_template_there_are_begin_end_and_line_breaks() -> None:
 
 def test_stored_frames_are_used_as_they_are() -> None:
     whole = make("byte-level")
-    frames = {WITH_TEXT.name: Frame([], [7], [8, 9], [10])}
+    frames = {"user": Frame([], [7], [8, 9], [10])}
     tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=50, frames=frames)
     assert tokenization.head_ids(WITH_TEXT).tolist() == [7, *tokenization.encode("Seen:"), 8, 9]
     tokenization.frame(HEADLESS)
     table = json.loads(json.dumps(tokenization.frames_table()))
     assert {name: Frame(**frame) for name, frame in table.items()} == tokenization.frames
-    assert list(table) == ["headless", "with_text"]
+    assert list(table) == ["user"]
 
 
 # ---- No text spells a token ------------------------------------------------------------------------------------------
