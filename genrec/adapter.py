@@ -31,7 +31,24 @@ from genrec.prompts import Prompt
 from genrec.tokenization import Frame, Tokenization
 
 FORMAT_VERSION = 1
-_UNCHECKED = ("genrec.json", "items.parquet")  # Titles, stock and other item columns may change without retraining.
+# Titles, stock and other item columns may change without retraining; the curves decide nothing.
+_UNCHECKED = ("genrec.json", "items.parquet", "learning_curve.json", "learning_curve.png")
+_MANIFEST: dict[str, type] = {  # What an adapter is loaded and hashed by, and of which type.
+    "tuning": str,
+    "base.name": str,
+    "base.hash": str,
+    "prompts": list,
+    "max_length": int,
+    "data.path": str,
+    "data.hash": str,
+    "data.manifest.exclude_seen": bool,
+    "fitted_on": str,
+    "protocol": dict,
+    "identifiers.scheme": str,
+    "recipe.seed": int,
+    "kept": dict,
+    "files": dict,
+}
 
 
 def versions() -> dict[str, str]:
@@ -41,9 +58,53 @@ def versions() -> dict[str, str]:
 
 
 def _content_hashes(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in paths}
-    return {name: files.file_hash(path) for name, path in named.items() if name not in _UNCHECKED}
+    return {name: files.file_hash(folder / name) for name in _checked_files(folder)}
+
+
+def _checked_files(folder: Path) -> list[str]:
+    """Names below ``folder`` of the files that a manifest must list, sorted; hidden ones are the system's."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    hidden = {name for name in found if any(part.startswith(".") for part in name.parts)}
+    return [name.as_posix() for name in found if name not in hidden and name.as_posix() not in _UNCHECKED]
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest without what loading reads, and a folder whose files are not those of the manifest.
+
+    A file is opened only if it was found in the folder, so no name in the manifest leads out of it.
+    """
+    for key, kind in _MANIFEST.items():
+        value: Any = manifest
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or value == []:
+            raise AdapterError(
+                f"{path / 'genrec.json'}: {key} is {value!r}; it takes a value of type {kind.__name__}. "
+                "Train the adapter again, or copy it again."
+            )
+    found, told = set(_checked_files(path)), manifest["files"]
+    needed = {*told, *(f"prompts/{name}.jinja" for name in manifest["prompts"]), "frames.json", "identifiers.parquet"}
+    if manifest["tuning"] != "full":
+        needed |= {"rows.safetensors", "adapter_config.json", "adapter_model.safetensors"}
+    missing = sorted(needed - found)
+    if not (path / "items.parquet").is_file():
+        missing.append("items.parquet")
+    if missing:
+        raise AdapterError(
+            f"{path / missing[0]} is missing; the adapter is incomplete. Train it again, or copy it again."
+        )
+    added = sorted(found - set(told))
+    if added:
+        raise AdapterError(
+            f"{path / added[0]} is none of the files that the adapter was trained with. Remove it, or train it again."
+        )
+    for name, trained in told.items():
+        hash_ = files.file_hash(path / name)
+        if hash_ != trained:
+            raise AdapterError(
+                f"{path / name} is not what the adapter was trained with: trained {str(trained)[:16]}, "
+                f"found {hash_[:16]}. Restore the file, or train again with the changed one."
+            )
 
 
 def resize(model: PreTrainedModel, vocabulary: int) -> None:
@@ -85,6 +146,16 @@ def identifier_ids(tokenization: Tokenization) -> torch.Tensor:
     return torch.tensor(tokenization.tokenizer.convert_tokens_to_ids(list(tokenization.identifiers.vocabulary)))
 
 
+def _check_trained(model: PeftModel) -> None:
+    """Refuse trained weights that are neither LoRA's nor identifier rows: they would be lost in silence."""
+    for name, value in model.named_parameters():
+        if value.requires_grad and ".lora_" not in name and "trainable_tokens_delta" not in name:
+            raise AdapterError(
+                f"{name} was trained, and an adapter holds LoRA matrices and identifier rows alone. "
+                'Change [lora], or train everything with tuning = "full".'
+            )
+
+
 def save(
     path: Path,
     *,
@@ -109,20 +180,25 @@ def save(
         overwrite: Replace a folder that is there.
 
     Raises:
+        AdapterError: Something was trained that the folder would not hold.
         StorageError: The folder exists, or the disk refused.
     """
     path = Path(path)
-    with files.new_folder(path, overwrite=overwrite) as folder:
+    with files.new_folder(path, overwrite=overwrite) as folder, bases.quiet():
         try:
             if isinstance(model, PeftModel):
+                _check_trained(model)
                 # Embedding rows are written by themselves; "auto" would warn and look for the base's configuration.
                 state = get_peft_model_state_dict(model, save_embedding_layers=False)
                 lora = {key: value.contiguous() for key, value in state.items() if ".lora_" in key}
                 config = model.peft_config["default"]
                 trained, config.trainable_token_indices = config.trainable_token_indices, None
                 config.inference_mode, mode = True, config.inference_mode
+                # PEFT notes where the base lay on this machine; genrec.json says where it lies from here.
+                config.base_model_name_or_path, source = base.name, config.base_model_name_or_path
                 config.save_pretrained(folder)
                 config.trainable_token_indices, config.inference_mode = trained, mode
+                config.base_model_name_or_path = source
                 save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             else:
                 model.save_pretrained(folder)
@@ -139,9 +215,6 @@ def save(
         files.write_text(folder / "frames.json", json.dumps(tokenization.frames_table(), indent=1))
         for name, content in extra.items():
             (folder / name).write_bytes(content)
-        checked = _content_hashes(folder)
-        for name in extra:
-            checked.pop(name, None)
         table = {
             "format_version": FORMAT_VERSION,
             "name": path.name,
@@ -157,7 +230,7 @@ def save(
             "identifiers": {"scheme": tokenization.identifiers.scheme, "hash": tokenization.identifiers.hash},
             **manifest,
             "versions": versions(),
-            "files": checked,
+            "files": _content_hashes(folder),
         }
         files.write_text(folder / "genrec.json", json.dumps(table, indent=1, ensure_ascii=False))
 
@@ -203,23 +276,16 @@ class Adapter:
                 f"{path}: format_version is {manifest.get('format_version')!r}, this genrec reads {FORMAT_VERSION}. "
                 f"Train it again, or install genrec {manifest.get('versions', {}).get('genrec', 'of then')}."
             )
-        for name in (*manifest["files"], "items.parquet"):
-            if not (path / name).is_file():
-                raise AdapterError(
-                    f"{path / name} is missing; the adapter is incomplete. Train it again, or copy it again."
-                )
-        for name, trained in manifest["files"].items():
-            file = path / name
-            found = files.file_hash(file)
-            if found != trained:
-                raise AdapterError(
-                    f"{file} is not what the adapter was trained with: trained {trained[:16]}, found {found[:16]}. "
-                    "Restore the file, or train again with the changed one."
-                )
+        _check_manifest(path, manifest)
         try:
             items = pl.read_parquet(path / "items.parquet")
         except (pl.exceptions.PolarsError, OSError) as error:
             raise AdapterError(f"{path / 'items.parquet'} cannot be read as Parquet: {error}") from error
+        for column in ("item_id", "title"):
+            if column not in items.columns:
+                raise AdapterError(
+                    f"{path / 'items.parquet'} has no column {column!r}; it has {items.columns}. Add it."
+                )
         adapter = cls(
             path=path,
             manifest=manifest,
@@ -233,8 +299,13 @@ class Adapter:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over everything that decides its scores: its files and its base."""
-        return files.text_hash(json.dumps([self.manifest["base"]["hash"], self.manifest["files"]], sort_keys=True))
+        """SHA-256 over what training decided of its lists: its files, its base, and how prompts are made."""
+        told = self.manifest
+        decisive = (
+            told["base"]["hash"], told["files"], told["prompts"], told["max_length"],
+            told["data"]["manifest"]["exclude_seen"],
+        )  # fmt: skip
+        return files.text_hash(json.dumps(decisive, sort_keys=True))
 
     @property
     def tuning(self) -> str:
@@ -264,8 +335,8 @@ class Adapter:
 
     def _find_base(self) -> bases.Base:
         told = self.manifest["base"]
-        if told["folder"] is None:
-            return bases.find(told["name"], revision=told["revision"])
+        if told.get("folder") is None:
+            return bases.find(told["name"], revision=told.get("revision"))
         folder = (self.path / told["folder"]).resolve()
         if not folder.is_dir():
             raise AdapterError(
@@ -286,6 +357,7 @@ class Adapter:
             frames={name: Frame(**frame) for name, frame in frames.items()},
         )
 
+    @bases.quiet()
     def model(self, tokenization: Tokenization, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """The whole model, on the CPU, in eval mode: LoRA merged and identifier rows put in."""
         if self.tuning == "full":

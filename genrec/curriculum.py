@@ -86,16 +86,24 @@ def plan(
     """Decide the rows of every epoch: all windows of all histories, walks, and questions by weight.
 
     One row of the first sequence prompt per window is weight 1; other tasks get ``weight`` rows per such row. In the
-    opening epochs (``walks.alone``) walks stand in the place of histories.
+    opening epochs (``walks.alone``, one at least where there are two or more) walks stand in the place of histories.
 
     Raises:
         PromptError: An event or a head that leaves no room for a row.
+        ConfigError: No row at all, or none of the prompt that the adapter recommends with.
     """
     rng = np.random.default_rng([recipe.seed, 1])
     active = [user for user, history in enumerate(train) if len(history)]
     leader = next((number for number, prompt in enumerate(prompts) if prompt.kind == "sequence"), 0)
-    unit = recipe.tasks[leader].weight or 1.0
+    unit = recipe.tasks[leader].weight
+    if unit == 0:
+        raise ConfigError(
+            f"recipe: prompt {prompts[leader].name} is the first sequence prompt, which the adapter recommends with, "
+            "and its weight is 0. Give it a weight, or put another sequence prompt before it."
+        )
     opening = round(recipe.walks.alone * epochs) if neighbours is not None else 0
+    if neighbours is not None and recipe.walks.alone > 0 and epochs > 1:
+        opening = max(opening, 1)  # A small share of few epochs is one epoch, not none.
     walks: list[np.ndarray] = []
     asked: dict[str, np.ndarray] = {}
     lengths: dict[int, list[np.ndarray]] = {}
@@ -107,7 +115,7 @@ def plan(
             budgets[number] = [tokenization.history_budget(head) for head in heads]
             # Of the whole catalogue: what fits no row in training would silently empty a history later.
             catalogue = tokenization.fragment_lengths(prompt, np.arange(len(tokenization.items)))
-            longest, budget = int(catalogue.argmax()), min(budgets[number])
+            longest, budget = int(catalogue.argmax()), min(budgets[number], default=recipe.max_length)
             if catalogue[longest] > budget:
                 raise PromptError(
                     f"prompt {prompt.name}: item {tokenization.items['item_id'][longest]!r} takes "

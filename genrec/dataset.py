@@ -69,14 +69,16 @@ class Dataset:
             interactions: Polars, pandas or Arrow table with at least ``user_id`` and ``item_id``. ``timestamp`` may be
                 whole Unix seconds, ISO dates (without a zone they mean UTC) or datetimes. Missing timestamps take the
                 one before them within the user. Without timestamps, a column ``order`` gives the order, else the rows.
+                A column ``weight`` (0 or more, 1 where it is empty) multiplies the training loss of predicting the
+                event.
             items: The catalogue. None makes one of the item ids in the log, without titles.
             users: Columns about users, for the head of a prompt.
             columns: genrec's name -> the name in ``interactions``, such as ``{"user_id": "customer"}``.
             item_columns: The same for ``items``; its id may be called as in the log without saying so again.
             user_columns: The same for ``users``.
             min_rating: Keep interactions rated at least this.
-            events: Keep these events only; a mapping gives each a weight, by which training multiplies the loss of
-                predicting it.
+            events: Keep these events only; a mapping gives each a weight above 0, by which training multiplies the
+                loss of predicting it, on top of the column ``weight``.
             exclude_seen: Whether recommendations leave out what the user has consumed; stated in the manifest.
             name: Name of the data set.
             on_bad_row: "fail" raises on malformed rows and names them, "skip" leaves them out and keeps the list.
@@ -85,6 +87,8 @@ class Dataset:
             DataError: A column is missing, rows are malformed, or no interaction is left.
             ConfigError: An argument is wrong.
         """
+        if events is not None and not isinstance(events, str | Mapping):
+            events = list(events)
         checked = tables.check(
             interactions,
             items,
@@ -122,7 +126,7 @@ class Dataset:
             )
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            manifest.pop("hash", None)  # For people who read the file; ``Dataset.hash`` is computed from the tables.
+            stored = manifest.pop("hash", None)
             interactions = pl.read_parquet(path / "interactions.parquet")
             items = pl.read_parquet(path / "items.parquet")
             users = pl.read_parquet(path / "users.parquet") if (path / "users.parquet").exists() else None
@@ -144,7 +148,13 @@ class Dataset:
         ):
             if missing := [c for c in names if c not in table.columns]:
                 raise DataError(f"{path}/{file}.parquet has no column {missing[0]!r}. Import the data again.")
-        return cls(interactions, items, users, manifest, bad_rows)
+        data = cls(interactions, items, users, manifest, bad_rows)
+        if data.hash != stored:
+            raise DataError(
+                f"the tables in {path} have hash {data.hash}, and manifest.json says {stored}: they were changed "
+                "or cut after the import. Import the data again."
+            )
+        return data
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write interactions, items, users and the manifest to a folder, whole or not at all.
@@ -170,11 +180,6 @@ class Dataset:
     def item_ids(self) -> list[str]:
         """Item ids of the catalogue; the position is the item index."""
         return self.items["item_id"].to_list()
-
-    @cached_property
-    def item_index(self) -> dict[str, int]:
-        """Item id -> item index."""
-        return {item: index for index, item in enumerate(self.item_ids)}
 
     @cached_property
     def _codes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -214,7 +219,12 @@ class Dataset:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of the content: every value of every column, each user's order of events.
+        """The first 16 digits of ``sha256``."""
+        return self.sha256[:16]
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 (64 hex digits) of the content: every value of every column, each user's order of events.
 
         The order of users, items and columns, the integer width and the manifest do not count.
         """
@@ -229,7 +239,7 @@ class Dataset:
             for column in sorted([] if table is None else table.columns):
                 digest.update(f"column {column}\n".encode())
                 tables.add_to_hash(digest, table[column])  # type: ignore[index]
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()
 
     def k_core(self, users: int, items: int) -> Dataset:
         """The largest part in which every user has ``users`` interactions at least and every item ``items``.

@@ -271,11 +271,7 @@ class BeamSearch:
         only: Sequence[Ints | None] | None = None,
         numbers: Ints | None = None,
     ) -> None:
-        if not 1 <= num_beams <= MAX_BEAMS:
-            raise DecodingError(f"num_beams must be 1 .. {MAX_BEAMS}, not {num_beams}")
-        for name, one in (("blocked", blocked), ("only", only)):
-            if one is not None and len(one) != n:
-                raise DecodingError(f"{name} has {len(one)} lists for {n} prompts")
+        check_request(n, num_beams, blocked, only)
         self.trie, self.n, self.asked, self.num_beams = trie, n, num_beams, min(num_beams, trie.n_items)
         self.numbers = np.arange(n) if numbers is None else np.asarray(numbers)
         self.allowed: Bools | None = None  # by position
@@ -452,6 +448,17 @@ def _pairs(lists: Sequence[Ints | None]) -> tuple[NDArray[np.int64], NDArray[np.
     filled = [(prompt, one) for prompt, one in enumerate(lists) if one is not None]
     prompts = np.repeat(np.array([prompt for prompt, _ in filled], dtype=np.int64), [len(one) for _, one in filled])
     return prompts, np.concatenate([np.zeros(0, dtype=np.int64), *(one for _, one in filled)])
+
+
+def check_request(
+    n: int, num_beams: int, blocked: Sequence[Ints | None] | None, only: Sequence[Ints | None] | None
+) -> None:
+    """Refuse a number of beams that is none or out of range, and lists that are not one for each of ``n`` prompts."""
+    if not isinstance(num_beams, int | np.integer) or not 1 <= num_beams <= MAX_BEAMS:
+        raise DecodingError(f"num_beams must be 1 .. {MAX_BEAMS}, not {num_beams}")
+    for name, one in (("blocked", blocked), ("only", only)):
+        if one is not None and len(one) != n:
+            raise DecodingError(f"{name} has {len(one)} lists for {n} prompts")
 
 
 def not_finite(number: int) -> DecodingError:

@@ -22,6 +22,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _foreign(error: Exception, path: Path, temporary: Path) -> str | None:
+    """The file that an error is about, where that is not what was being written: a file read on the way, say."""
+    name = getattr(error, "filename", None)
+    if not isinstance(error, OSError) or not isinstance(name, str | os.PathLike):
+        return None
+    found = Path(name).absolute()
+    own = found in (path, temporary, *path.parents) or temporary in found.parents
+    return None if own else str(name)
+
+
 def _refusal(error: Exception) -> str | None:
     """What the operating system said when it refused, or None where ``error`` is something else.
 
@@ -34,7 +44,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def _refusals(path: Path, temporary: Path) -> Iterator[None]:
     """Raise a StorageError for everything that the operating system refuses, whichever library was writing."""
     try:
         yield
@@ -42,6 +52,11 @@ def _refusals(path: Path) -> Iterator[None]:
         reason = _refusal(error)
         if reason is None:
             raise
+        foreign = _foreign(error, path.absolute(), temporary.absolute())
+        if foreign is not None:
+            raise StorageError(
+                f"{foreign}: {reason}. {path} was not written. See to that file, and run the same command again."
+            ) from error
         raise StorageError(
             f"cannot write {path}: {reason}. Nothing was left half-written; "
             "free some space or choose another place, and run the same command again."
@@ -55,6 +70,17 @@ def _take_name(temporary: Path, path: Path) -> None:
         _sync(path.parent)
 
 
+def _restore(path: Path) -> None:
+    """Give ``path`` back the folder that a killed process had put aside; remove it where a new one took the name."""
+    stale = re.compile(rf"\.{re.escape(path.name)}\.\d+\.old")
+    for old in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
+        if stale.fullmatch(old.name):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.replace(path)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; on success it takes the name ``path``, on failure it is gone.
@@ -65,7 +91,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _refusals(path):
+    with _refusals(path, temporary):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -80,7 +106,8 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it takes the name ``path``, on failure it is gone.
 
-    With ``overwrite`` an existing folder is replaced: the old one stands until the new one is complete.
+    With ``overwrite`` an existing folder is replaced: the old one stands until the new one is complete. A process that
+    is killed between the two renames leaves the old one as ``.NAME.PID.old``; the next call puts it back first.
 
     Raises:
         StorageError: ``path`` exists and ``overwrite`` is off, or the operating system refused; what stood under
@@ -89,7 +116,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    with _refusals(path):
+    with _refusals(path, temporary):
+        _restore(path)
         if path.exists() and not overwrite:
             raise StorageError(f"{path} exists already. Remove it, or choose another name.")
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrec import files, progress
-from genrec.config import as_table, load_recipe, load_spec
+from genrec.config import as_table, load_recipe, load_spec, workspace_of
 from genrec.errors import ConfigError, GenrecError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "movielens-100k"
 _SHOWN_USERS = ("1", "42", "543")
+_BATCH: dict[str, Any] = {"k": 10, "num_beams": None, "shard_size": 4096}
 
 
 @dataclass
@@ -69,7 +70,7 @@ def is_current(recipe_path: Path) -> bool:
     from genrec.dataset import Dataset
     from genrec.prompts import Prompt
 
-    workspace = recipe_path.absolute().parent.parent
+    workspace = workspace_of(recipe_path)
     try:
         adapter = Adapter.load(recipe_path.with_suffix(""))
         recipe = load_recipe(recipe_path)
@@ -95,8 +96,14 @@ def is_reported(report: dict[str, Any], spec_path: Path, data: Dataset) -> bool:
     if report.get("spec") != json.loads(json.dumps(as_table(spec))) or report["protocol"]["data_hash"] != data.hash:
         return False
     measured = {label: told["hash"] for label, told in report["protocol"]["adapters"].items()}
-    workspace = spec_path.absolute().parent.parent
+    workspace = workspace_of(spec_path)
     return measured == {label: Adapter.load(workspace / folder).hash for label, folder in spec.adapters.items()}
+
+
+def _is_own(out: Path, engine: str) -> bool:
+    """Whether ``out`` holds the lists of an earlier quickstart: its job, but for the hashes."""
+    job = json.loads((out / "job.json").read_text(encoding="utf-8"))
+    return all(job.get(key) == value for key, value in {"adapter": NAME, "engine": engine, **_BATCH}.items())
 
 
 def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
@@ -170,10 +177,12 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
         recommender = Recommender.load(root / "adapters" / NAME)
         out = root / "recommendations" / NAME
         try:
-            result.batch = batch.run_batch(recommender, folder, out, k=10)
-        except ConfigError:  # Of an adapter that was trained again since: these are quickstart's own files.
-            shutil.rmtree(out)
-            result.batch = batch.run_batch(recommender, folder, out, k=10)
+            result.batch = batch.run_batch(recommender, folder, out, **_BATCH)
+        except ConfigError:
+            if not _is_own(out, type(recommender.engine).__name__):
+                raise
+            shutil.rmtree(out)  # Lists of an adapter that was trained again since, or of other data.
+            result.batch = batch.run_batch(recommender, folder, out, **_BATCH)
         if result.batch.shards_reused == result.batch.shards:
             reuse()
     titles = data.items["title"].to_list()

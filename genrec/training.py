@@ -7,14 +7,12 @@ same constrained decoding that recommends.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,12 @@ from trl import SFTConfig, SFTTrainer
 
 from genrec import adapter as adapters
 from genrec import base as bases
-from genrec import features, metrics, progress
-from genrec.config import IdentifierRecipe, Recipe, SplitKind, as_table, load_recipe, suggestion, workspace_of
+from genrec import features, learning_curve, metrics, progress
+from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties, as_table, load_recipe, suggestion, workspace_of
 from genrec.curriculum import Rows, plan
 from genrec.dataset import Dataset
 from genrec.decoding import Trie
+from genrec.dropout import dropout
 from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, DataError, DecodingError, GenrecError, LeakError, PromptError, StorageError
 from genrec.identifiers import Identifiers
@@ -41,28 +40,54 @@ from genrec.splits import Cases, Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, text_tokens
 
 VALIDATION_BEAMS = 20
-_OWN_TRAINING_KEYS = {  # Keys of SFTConfig that genrec decides, and where to say it instead.
-    "output_dir": "the adapter's folder follows from the recipe's name",
+_INFINITY = math.inf
+TRAINING_KEYS: dict[str, tuple[Any, ...]] = {
+    # Keys of SFTConfig that a recipe may set: a type and its range (both ends included), or the values that work here.
+    "num_train_epochs": (int, 1, _INFINITY),
+    "max_steps": (int, -1, _INFINITY),
+    "per_device_train_batch_size": (int, 1, _INFINITY),
+    "gradient_accumulation_steps": (int, 1, _INFINITY),
+    "learning_rate": (float, 0, _INFINITY),
+    "weight_decay": (float, 0, _INFINITY),
+    "warmup_steps": (float, 0, _INFINITY),
+    "lr_scheduler_type": (
+        "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "polynomial",
+        "constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
+    ),
+    "lr_scheduler_kwargs": (dict,),
+    "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"),
+    "adam_beta1": (float, 0, 0.999999),
+    "adam_beta2": (float, 0, 0.999999),
+    "adam_epsilon": (float, 0, 1),
+    "max_grad_norm": (float, 0, _INFINITY),
+    "label_smoothing_factor": (float, 0, 1),
+    "logging_steps": (int, 1, _INFINITY),
+    "bf16": (bool,),
+    "fp16": (bool,),
+    "tf32": (bool,),
+    "gradient_checkpointing": (bool,),
+    "use_cpu": (bool,),
+    "average_tokens_across_devices": (bool,),
+    "ddp_find_unused_parameters": (bool,),
+    "ddp_timeout": (int, 1, _INFINITY),
+}  # fmt: skip
+_TRAINING_ELSEWHERE = {  # What a recipe says in another place.
     "max_length": "write max_length at the top level of the recipe",
     "seed": "write seed at the top level of the recipe",
-    "packing": "rows hold whole windows of a history already",
-    "dataloader_drop_last": "every row is trained",
-    "dataset_kwargs": "rows are tokenised by genrec",
-    "remove_unused_columns": "rows are tokenised by genrec",
-    "eval_strategy": "see [validation]",
-    "save_strategy": "the best weights by validation are kept",
-    "eos_token": "the tokenizer is the base's",
-    "pad_token": "the tokenizer is the base's",
-    "chat_template_path": "the frame is rendered once, from the base's chat template",
+    "output_dir": "the adapter's folder follows from the recipe's name",
     "model_init_kwargs": "write dtype at the top level of the recipe",
-    "assistant_only_loss": "the loss lies on identifiers and answers",
-    "completion_only_loss": "the loss lies on identifiers and answers",
-    "padding_free": "rows are padded by genrec",
-    "report_to": "the learning curve is written to the adapter's folder",
-    "loss_type": "rows are trained with cross-entropy",
+    "eval_strategy": "see [validation]",
+    "eval_steps": "see [validation]",
+    "save_strategy": "the best weights by validation are kept",
+}
+_LORA_ELSEWHERE = {
+    "trainable_token_indices": "the identifier rows are trained",
+    "bias": 'an adapter holds no biases; train them with tuning = "full"',
+    "modules_to_save": 'an adapter holds no whole modules; train them with tuning = "full"',
 }
 _TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 10,
+    "logging_steps": 20,
     "per_device_train_batch_size": 16,
     "learning_rate": 1e-3,
     "weight_decay": 0.01,
@@ -97,39 +122,6 @@ def start_rows(model: transformers.PreTrainedModel, ids: torch.Tensor, vectors: 
         values = np.where(known[:, None], projected / np.where(norm > 0, norm, 1) + 0.1 * noise, noise)
     rows = torch.tensor(scale * values, dtype=torch.float32)
     adapters.set_rows(model, ids, {"input": rows, "output": rows})
-
-
-@contextmanager
-def dropout(model: torch.nn.Module, p: float) -> Iterator[None]:
-    """Dropout on the embeddings, the attention weights and the output of every attention and MLP block.
-
-    Works on any architecture whose blocks call theirs ``self_attn``/``attn`` and ``mlp``; active in training mode only.
-    """
-    if p == 0:
-        yield
-        return
-
-    def drop(module: torch.nn.Module, _: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (torch.nn.functional.dropout(output[0], p, module.training), *output[1:])
-        return torch.nn.functional.dropout(output, p, module.training)
-
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    handles = [inner.get_input_embeddings().register_forward_hook(drop)]
-    before: list[tuple[Any, float]] = []
-    for name, module in inner.named_modules():
-        if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp"):
-            handles.append(module.register_forward_hook(drop))
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                before.append((module, module.attention_dropout))
-                module.attention_dropout = p
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, value in before:
-            module.attention_dropout = value
 
 
 def _diverged(step: int) -> GenrecError:
@@ -234,47 +226,42 @@ class _Watch(transformers.TrainerCallback):
                 parameters[name].copy_(value)
 
 
-def curve_picture(curve: Sequence[Mapping[str, float]], losses: Sequence[tuple[int, float]]) -> bytes:
-    """The learning curve as a PNG: training loss, and NDCG@10 and recall@10 on validation cases, by step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    left.plot([step for step, _ in losses], [loss for _, loss in losses], color="#555555")
-    left.set(title="training loss", xlabel="step", ylabel="cross-entropy per trained token")
-    steps = [point["step"] for point in curve]
-    right.plot(steps, [point["ndcg@10"] for point in curve], marker="o", markersize=3, label="NDCG@10")
-    right.plot(steps, [point["recall@10"] for point in curve], marker="o", markersize=3, label="recall@10")
-    best = max(curve, key=lambda point: point["ndcg@10"])
-    right.axvline(best["step"], color="#999999", linestyle=":", label=f"kept (step {best['step']:.0f})")
-    right.set(title="validation, full ranking", xlabel="step", ylim=(0, None))
-    right.legend(frameon=False)
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
-    return target.getvalue()
-
-
 # The run
 
 
-def _checked(given: Mapping[str, Any], config: type, own: Mapping[str, str], table: str) -> dict[str, Any]:
-    known = {item.name for item in fields(config)}
+def _check_keys(given: Mapping[str, Any], known: set[str], elsewhere: Mapping[str, str], table: str) -> None:
     for key in given:
-        if key in own:
-            raise ConfigError(f"recipe: {table}.{key} is not yours to set: {own[key]}.")
+        if key in elsewhere:
+            raise ConfigError(f"recipe: {table}.{key} is not yours to set: {elsewhere[key]}.")
         if key not in known:
-            raise ConfigError(f"recipe: unknown key {table}.{key}. {suggestion(key, known - set(own))}")
-    return dict(given)
+            raise ConfigError(f"recipe: unknown key {table}.{key}. {suggestion(key, known)}")
+
+
+def _training_options(recipe: Recipe) -> dict[str, Any]:
+    """The table ``[training]`` over the defaults, with every key and value checked."""
+    _check_keys(recipe.training, set(TRAINING_KEYS), _TRAINING_ELSEWHERE, "training")
+    for key, value in recipe.training.items():
+        kind, *limits = TRAINING_KEYS[key]
+        if isinstance(kind, str):
+            if value not in TRAINING_KEYS[key]:
+                raise ConfigError(f"recipe: training.{key} is {value!r}. {suggestion(str(value), TRAINING_KEYS[key])}")
+            continue
+        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or type(value) is not bool)
+        if not fits or (limits and not limits[0] <= value <= limits[1]):
+            span = f" from {limits[0]} to {limits[1]}" if limits and limits[1] < _INFINITY else ""
+            span = f" of at least {limits[0]}" if limits and not span else span
+            raise ConfigError(f"recipe: training.{key} is {value!r}. It takes a value of type {kind.__name__}{span}.")
+    return {**_TRAINING_DEFAULTS, **recipe.training}
 
 
 def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
-    given = {**_TRAINING_DEFAULTS, **_checked(recipe.training, SFTConfig, _OWN_TRAINING_KEYS, "training")}
-    given["num_train_epochs"] = 1  # The plan holds all epochs.
+    given = {**_training_options(recipe), "num_train_epochs": 1}  # The plan holds all epochs.
     try:
+        # Keywords of a schedule are read when training begins; a wrong one is found out here.
+        transformers.get_scheduler(
+            given["lr_scheduler_type"], torch.optim.SGD([torch.zeros(1)]), num_warmup_steps=1, num_training_steps=3,
+            scheduler_specific_kwargs=given.get("lr_scheduler_kwargs"),
+        )  # fmt: skip
         return SFTConfig(
             output_dir=output,
             max_length=None,
@@ -287,7 +274,7 @@ def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
             disable_tqdm=True,
             seed=recipe.seed,
             dataloader_pin_memory=torch.cuda.is_available(),
-            **{"logging_steps": 20, **given},
+            **given,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"recipe: [training] was refused: {error}") from error
@@ -295,14 +282,14 @@ def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
 
 def _with_lora(model: transformers.PreTrainedModel, recipe: Recipe, ids: torch.Tensor) -> PeftModel:
     """LoRA on the blocks, and of the embedding (and an untied head) the identifier rows alone."""
-    given = _checked(recipe.lora, LoraConfig, {"trainable_token_indices": "the identifier rows are trained"}, "lora")
+    _check_keys(recipe.lora, {item.name for item in fields(LoraConfig)} - set(_LORA_ELSEWHERE), _LORA_ELSEWHERE, "lora")
     names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     layers = [model.get_input_embeddings()]
     if not model.config.get_text_config().tie_word_embeddings:
         layers.append(model.get_output_embeddings())
     trained = {names[id(layer)]: ids.tolist() for layer in layers}
     try:
-        config = LoraConfig(**{**_LORA_DEFAULTS, **given}, trainable_token_indices=trained)
+        config = LoraConfig(**{**_LORA_DEFAULTS, **recipe.lora}, trainable_token_indices=trained)
         result = get_peft_model(model, config)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"recipe: [lora] was refused: {error}") from error
@@ -315,7 +302,7 @@ def _with_lora(model: transformers.PreTrainedModel, recipe: Recipe, ids: torch.T
 def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
     loaded = [Prompt.load(workspace / task.prompt) for task in recipe.tasks]
     for task, prompt in zip(recipe.tasks, loaded, strict=True):
-        users = None if data.users is None else data.users.columns
+        users = [] if data.users is None else data.users.columns
         problems = prompt.check(item_columns=data.items.columns, user_columns=users)
         if problems:
             first = problems[0]
@@ -340,6 +327,9 @@ def build_identifiers(
     levels: int = 3,
     codes: int = 256,
     split: SplitKind = "leave_one_out",
+    ties: Ties = "file",
+    split_seed: int = 0,
+    dimensions: int = 64,
     seed: int = 0,
 ) -> Identifiers:
     """Identifiers for a data set, from features of its catalogue and the training part of its split alone.
@@ -349,15 +339,16 @@ def build_identifiers(
         scheme: A key of ``identifiers.SCHEMES``.
         base: The base whose tokens spell the titles; read by the scheme "title" alone.
         levels, codes: See ``Identifiers.build``.
-        split: What part of the interactions is for training.
+        split, ties, split_seed: What part of the interactions is for training, as the recipe says that will use them.
+        dimensions: Of the text vectors, and as many again of the collaborative ones (``features`` of a recipe).
         seed: Of features and clusters.
 
     Raises:
         ConfigError: An unknown scheme, no base for "title", or more items than ``codes ** levels``.
     """
     data = data if isinstance(data, Dataset) else Dataset.load(data)
-    part = data.split(split, seed=seed)
-    vectors = features.item_vectors(data.items, part.train, seed=seed).vectors
+    part = data.split(split, ties=ties, seed=split_seed)
+    vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
     titles = _titles(data, bases.find(base)) if scheme == "title" and base is not None else None
     made = Identifiers.build(scheme, data.item_ids, vectors, titles=titles, levels=levels, codes=codes, seed=seed)
     return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
@@ -370,18 +361,21 @@ def identify(
     are inherited, rows and all.
 
     Raises:
+        AdapterError: The base is a product of training of which a file is missing or changed.
         ConfigError: The recipe asks for other identifiers than the base has, or they are of other items.
         LeakError: Base or identifiers were fitted on other interactions than this split's training part.
     """
     wanted = recipe.identifiers or IdentifierRecipe()
-    brought = base.folder / "identifiers.parquet"
-    if brought.exists():
-        found, source = Identifiers.load(brought), f"base {base.name}"
-        fitted_on = json.loads((base.folder / "genrec.json").read_text(encoding="utf-8"))["fitted_on"]
-        if recipe.identifiers is not None and (wanted.file or wanted.scheme != found.scheme):
+    inherited = any((base.folder / name).exists() for name in ("genrec.json", "identifiers.parquet"))
+    if inherited:
+        product = adapters.Adapter.load(base.folder)
+        found, source, fitted_on = product.identifiers, f"base {base.name}", product.manifest["fitted_on"]
+        made_by = product.manifest["recipe"].get("identifiers") or as_table(IdentifierRecipe())
+        if recipe.identifiers is not None and (wanted.scheme != found.scheme or as_table(wanted) != made_by):
             raise ConfigError(
-                f"recipe: [identifiers] asks for {wanted.file or wanted.scheme!r}, and base {base.name} brings its "
-                f"own ({found.scheme!r}). Remove [identifiers] to inherit them."
+                f"recipe: [identifiers] asks for {wanted.file or wanted.scheme!r} (levels {wanted.levels}, codes "
+                f"{wanted.codes}), and base {base.name} brings its own ({found.scheme!r}). "
+                "Remove [identifiers] to inherit them."
             )
     elif wanted.file:
         found, source = Identifiers.load(workspace / wanted.file), f"identifiers {wanted.file}"
@@ -402,9 +396,9 @@ def identify(
         raise LeakError(
             f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this recipe's "
             f"split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the "
-            "same data, split, ties and seed."
+            "same data, split, ties and split_seed."
         )
-    return found, brought.exists()
+    return found, inherited
 
 
 def _sample(cases: Cases, count: int, seed: int) -> np.ndarray:
@@ -451,7 +445,7 @@ def train(
     if out.exists() and not overwrite:
         raise StorageError(f"{out} exists already. Pass --overwrite to replace it once training is done.")
     data = data or Dataset.load(root / recipe.data)
-    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.seed)
+    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
     split.check()
     if not len(split.valid):
         raise DataError(
@@ -484,7 +478,7 @@ def train(
         neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
     with tempfile.TemporaryDirectory() as scratch:
         config = _sft_config(recipe, scratch)
-        epochs = int(recipe.training.get("num_train_epochs", _TRAINING_DEFAULTS["num_train_epochs"]))
+        epochs = _training_options(recipe)["num_train_epochs"]
         made = plan(
             recipe, prompts, tokenization, split.train, neighbours, data.user_rows,
             epochs=epochs, batch_size=config.per_device_train_batch_size,
@@ -495,7 +489,7 @@ def train(
 
     extra = {
         "learning_curve.json": json.dumps({"validation": watch.curve, "loss": watch.losses}, indent=1).encode(),
-        "learning_curve.png": curve_picture(watch.curve, watch.losses),
+        "learning_curve.png": learning_curve.picture(watch.curve, watch.losses),
     }
     ordered = {prompt.name: prompt for prompt in [leader, *(prompt for prompt in prompts if prompt is not leader)]}
     adapters.save(
@@ -509,7 +503,7 @@ def train(
             "data": {"path": recipe.data, "hash": data.hash, "manifest": data.manifest},
             "fitted_on": split.train_hash,
             "protocol": split.protocol,
-            "rows": len(rows),
+            "training_rows": len(rows),
             "kept": watch.best,
         },
         extra=extra,
@@ -558,19 +552,27 @@ def _run(
     epochs = steps / planned * (int(rows.plan.table[-1, 0]) + 1)
     looks = max(1, round(epochs * recipe.validation.per_epoch))
     marks = {round(steps * look / looks): epochs * look / looks for look in range(1, looks + 1)}
-    with progress.bar("training", steps) as advance, dropout(model, recipe.dropout), warnings.catch_warnings():
+    with (
+        progress.bar("training", steps) as advance,
+        dropout(model, recipe.dropout),
+        bases.quiet(),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", category=FutureWarning, module="trl")
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         watch = _Watch(evaluate, model, marks, recipe.validation.patience, advance)
-        trainer = _Trainer(
-            model=model,
-            args=config,
-            # Row numbers alone: the collator makes the rows, so nothing is stored or hashed twice.
-            train_dataset=datasets.Dataset.from_dict({"row": range(len(rows))}),
-            data_collator=collate,
-            processing_class=tokenization.tokenizer,
-            callbacks=[watch],
-        )
+        try:
+            trainer = _Trainer(
+                model=model,
+                args=config,
+                # Row numbers alone: the collator makes the rows, so nothing is stored or hashed twice.
+                train_dataset=datasets.Dataset.from_dict({"row": range(len(rows))}),
+                data_collator=collate,
+                processing_class=tokenization.tokenizer,
+                callbacks=[watch],
+            )
+        except ValueError as error:  # Such as fp16 without a GPU.
+            raise ConfigError(f"recipe: [training] was refused: {error}") from error
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     watch.keep_best()

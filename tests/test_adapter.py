@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -355,6 +355,87 @@ def test_rows_are_read_and_written_where_they_stand(tied: bool) -> None:
         torch.testing.assert_close(found[key], value, rtol=0, atol=0)
     others = [index for index in range(20) if index != 3]
     assert torch.equal(model.get_input_embeddings().weight[others], before[others])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told["prompts"].append("../../../outside"), r"prompts/\.\./.*outside\.jinja is missing"),
+        (lambda told: told["files"].update({"/etc/hostname": "0"}), "/etc/hostname is missing"),
+        (lambda told: told["files"].update({"../pretrained/config.json": "0"}), "config.json is missing"),
+        (lambda told: told.update(files={}), "is none of the files that the adapter was trained with"),
+        (lambda told: told.pop("files"), r"genrec\.json: files is None; it takes a value of type dict"),
+        (lambda told: told.pop("base"), "base.name is None"),
+        (lambda told: told.update(prompts=[]), r"prompts is \[\]"),
+        (lambda told: told.update(max_length="64"), "max_length is '64'; it takes a value of type int"),
+        (lambda told: told["data"]["manifest"].pop("exclude_seen"), "exclude_seen is None"),
+    ],
+)
+def test_a_manifest_leads_to_no_other_files_and_hides_none(
+    copied: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    (copied.parent / "outside.jinja").write_text("{% block item %}{{ item.identifier }}{% endblock %}")
+    file = copied / "adapters" / "tied-lora" / "genrec.json"
+    told = json.loads(file.read_text())
+    change(told)
+    file.write_text(json.dumps(told))
+    with pytest.raises(AdapterError, match=message):
+        Adapter.load(file.parent)
+
+
+def test_an_added_file_is_refused_unless_it_is_hidden(copied: Path) -> None:
+    folder = copied / "adapters" / "tied-lora"
+    (folder / ".DS_Store").write_text("")
+    (folder / "learning_curve.png").unlink()
+    Adapter.load(folder)
+    (folder / "tokenizer" / "added_tokens.json").write_text("{}")
+    with pytest.raises(AdapterError, match=r"added_tokens\.json is none of the files"):
+        Adapter.load(folder)
+
+
+@pytest.mark.parametrize("column", ["title", "item_id"])
+def test_items_without_a_needed_column_are_refused(copied: Path, column: str) -> None:
+    file = copied / "adapters" / "tied-lora" / "items.parquet"
+    pl.read_parquet(file).drop(column).write_parquet(file)
+    with pytest.raises(AdapterError, match=f"has no column '{column}'"):
+        Adapter.load(file.parent)
+
+
+def test_no_file_tells_where_the_base_lay(trained: tuple[Path, Any]) -> None:
+    for name in NAMES:
+        for file in (trained[0] / "adapters" / name).rglob("*.json"):
+            assert str(trained[0]) not in file.read_text(encoding="utf-8"), file
+    told = json.loads((trained[0] / "adapters" / "tied-lora" / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == "adapters/pretrained"
+
+
+def test_what_was_trained_and_cannot_be_saved_is_refused(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    loaded = Adapter.load(trained[0] / "adapters" / "tied-lora")
+    tokenization = loaded.tokenization()
+    model = get_peft_model(loaded.model(tokenization), LoraConfig(r=2, target_modules="all-linear"))
+    options: dict[str, Any] = {"base": loaded.base, "tokenization": tokenization, "prompts": {}, "extra": {}}
+    next(value for name, value in model.named_parameters() if "norm" in name).requires_grad = True
+    with pytest.raises(AdapterError, match=r"norm.* was trained, and an adapter holds LoRA matrices"):
+        adapter.save(tmp_path / "out", model=model, manifest={}, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told.update(max_length=63),
+        lambda told: told.update(prompts=told["prompts"][::-1]),
+        lambda told: told["data"]["manifest"].update(exclude_seen=False),
+    ],
+    ids=["max_length", "prompts", "exclude_seen"],
+)
+def test_the_hash_covers_how_prompts_and_lists_are_made(
+    trained: tuple[Path, Any], change: Callable[[dict[str, Any]], None]
+) -> None:
+    one, other = (Adapter.load(trained[0] / "adapters" / "tied-lora") for _ in range(2))
+    assert one.hash == other.hash
+    change(one.manifest)
+    assert one.hash != other.hash
 
 
 def test_hashes_of_adapters_tell_bases_apart(copied: Path, trained: tuple[Path, Any]) -> None:

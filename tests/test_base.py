@@ -4,6 +4,8 @@ import errno
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +264,40 @@ def test_a_tokenizer_without_a_pad_token_pads_with_the_end(made: Path, tmp_path:
 
 def test_the_hash_tells_weights_and_configuration_apart(made: Path, tmp_path: Path) -> None:
     hashes = {base.Base("small", made).hash}
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copytree(made, tmp_path / name)
         with open(tmp_path / name / name, "ab") as file:
             file.write(b"\n")
         hashes.add(base.Base("other", tmp_path / name).hash)
-    assert len(hashes) == 3
+    shutil.copytree(made, tmp_path / "product")
+    (tmp_path / "product" / "tokenizer").mkdir()
+    hashes.add(base.Base("other", tmp_path / "product").hash)  # The tokenizer beside it is not read any more.
+    assert len(hashes) == 7
+
+
+def test_what_a_process_set_for_transformers_stays(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    shown = transformers.logging.is_progress_bar_enabled()
+    try:
+        transformers.logging.set_verbosity_info()
+        transformers.logging.enable_progress_bar()
+        base.Base("small", made).tokenizer()
+        base.Base("small", made).model()
+        assert transformers.logging.get_verbosity() == transformers.logging.INFO
+        assert transformers.logging.is_progress_bar_enabled()
+    finally:
+        transformers.logging.set_verbosity(before)
+        if not shown:
+            transformers.logging.disable_progress_bar()
+    assert capfd.readouterr().err == ""
+
+
+def test_importing_it_silences_nobody() -> None:
+    code = (
+        "import transformers; transformers.logging.set_verbosity_info(); import genrec.base; "
+        "print(transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["20", "True"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import genrec
 from genrec import files
 from genrec.batch import Summary, read_users, run_batch
 from genrec.errors import ConfigError, DataError, StorageError, UnknownIdError
+from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 
 USERS = pl.DataFrame(
@@ -234,6 +236,24 @@ def test_column_that_the_head_does_not_read_makes_no_other_job(dummy: Recommende
     )
 
 
+def test_other_titles_make_another_job(workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace, tmp_path / "workspace")
+    adapter = tmp_path / "workspace" / "adapters" / "lora"
+    run_batch(adapter, USERS, tmp_path / "out", k=5, engine="dummy")
+    items = pl.read_parquet(adapter / "items.parquet")
+    items.with_columns(title=pl.lit("new ") + pl.col("title")).write_parquet(adapter / "items.parquet")
+    with pytest.raises(ConfigError, match=r"holds another job: \w*hash was .*, now "):
+        run_batch(adapter, USERS, tmp_path / "out", k=5, engine="dummy")
+
+
+@pytest.mark.parametrize("text", ["", '{"adapter": "lo', "7", "\udcff"])
+def test_a_damaged_note_of_the_job_is_refused(dummy: Recommender, tmp_path: Path, text: str) -> None:
+    run_batch(dummy, USERS, tmp_path, k=5)
+    (tmp_path / "job.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(StorageError, match=r"job\.json does not say what the job is .* Name another --out"):
+        run_batch(dummy, USERS, tmp_path, k=5)
+
+
 def test_foreign_folder_is_refused(dummy: Recommender, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(StorageError, match=r"is not empty and holds no batch job\. Name another --out"):
@@ -297,6 +317,29 @@ def test_wrong_users_are_refused_and_nothing_is_written(
     with pytest.raises(DataError, match=message):
         run_batch(dummy, users_file(tmp_path, text), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_null_in_a_history_is_refused(dummy: Recommender, tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text('user_id,history\na,[]\nb,"[""i1"", null]"\n')
+    (tmp_path / "users.jsonl").write_text(
+        '{"user_id": "a", "history": null}\n{"user_id": "b", "history": ["i1", null]}\n'
+    )
+    frame = pl.DataFrame({"user_id": ["a", "b"], "history": [None, ["i1", None]]})
+    for source in (tmp_path / "users.csv", tmp_path / "users.jsonl", frame):
+        with pytest.raises(DataError, match="row 2 column history holds a null among the item ids"):
+            run_batch(dummy, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_column_that_the_head_reads_must_be_there(aged: Recommender, tmp_path: Path) -> None:
+    users = USERS.drop("age").with_columns(Age=pl.lit(3))
+    with pytest.raises(DataError, match=r"prompt next_item, 1:\d+: the table of `user` has no column `age`.*'Age'"):
+        run_batch(aged, users, tmp_path / "out", k=5)
+    assert not (tmp_path / "out").exists()
+    source = aged.adapter.prompt.source.replace("user.age", "user.age | default('unknown')")
+    prompts = {"next_item": Prompt.parse(source, "next_item")}
+    guarded = Recommender(dataclasses.replace(aged.adapter, prompts=prompts), aged.engine, aged.tokenization)
+    assert run_batch(guarded, users, tmp_path / "out", k=5).users == 4
 
 
 def test_unknown_item_names_the_user(dummy: Recommender, tmp_path: Path) -> None:

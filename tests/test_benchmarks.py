@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,15 @@ def test_every_part_runs_and_is_written(tiny: str, tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert {row["part"] for row in report["rows"]} == set(benchmarks.PARTS)
     assert report["conditions"]["threads"] == 1
-    assert report["conditions"]["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert report["conditions"]["versions"]["torch"] == metadata.version("torch")
+    assert {"quick", "load", "parts", "data"} <= set(report["conditions"])
+    assert all(row["met"] is None for row in report["rows"] if row["unit"])  # A quick run has no goals of time.
+    assert all(
+        row["n"] == "1" for row in report["rows"] if row["what"] == "engine, per user" and row["part"] == "floor"
+    )
     # Times mean nothing here; what both sides of a comparison answer does.
     same = [row for row in report["rows"] if "places" in row["what"] or "difference of scores" in row["what"]]
-    assert len(same) == 5
+    assert len(same) == 10
     assert all(row["met"] for row in same)
     assert json.loads((tmp_path / "out" / "decode.json").read_text()) == report
     assert (tmp_path / "out" / "decode.png").read_bytes().startswith(b"\x89PNG")
@@ -63,6 +69,12 @@ def test_refuses_what_it_does_not_know() -> None:
         benchmarks.decode(parts=["flor"])
     with pytest.raises(ConfigError, match="users 0"):
         benchmarks.decode(users=0)
+    with pytest.raises(ConfigError, match="threads 0"):
+        benchmarks.decode(threads=0)
+    with pytest.raises(ConfigError, match="device is 'foo'"):
+        benchmarks.decode(device="foo")
+    with pytest.raises(ConfigError, match="give both"):
+        benchmarks.decode(tokens=7)
     with pytest.raises(AdapterError, match="no folder"):
         benchmarks.decode("adapters/none", parts=["floor"])
 
@@ -87,7 +99,7 @@ def test_slow_calls_are_not_repeated_beyond_patience(monkeypatch: pytest.MonkeyP
     def slow() -> None:
         now[0] += 50
 
-    assert common.interleaved({"slow": slow}, 9) == {"slow": [50, 50, 50]}
+    assert common.interleaved({"slow": slow}, 9) == {"slow": [50, 50]}
 
 
 def test_random_model_has_the_sizes_of_smollm2() -> None:

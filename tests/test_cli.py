@@ -175,7 +175,6 @@ def test_every_error_has_its_exit_code_and_one_message(run: Run, monkeypatch: py
         (5, ["prompts", "show", "prompts/nix.jinja"], "cannot read the prompt prompts/nix.jinja"),
         (6, ["ids", "inspect", "nix.parquet"], "there are no identifiers at nix.parquet"),
         (7, ["recommend", "adapters/nix", "--history", "i1"], "adapters/nix: no adapter here"),
-        (8, ["recommend", "adapters/lora", "--history", "i1", "-k", "40000", "--engine", "dummy"], "65536"),
         (9, ["train", "adapters/lora.toml"], "adapters/lora exists already"),
         (9, ["batch", "adapters/lora", "--users", "data/tiny", "--out", "prompts"], "holds no batch job"),
     ],

@@ -249,3 +249,26 @@ def test_the_reference_names_every_key() -> None:
     tables = (Recipe, Spec, Task, IdentifierRecipe, WalkRecipe, Validation)
     keys = {field.name for table in tables for field in fields(table)}
     assert keys <= named, keys - named
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning": "qlora"}, "recipe: tuning is 'qlora'. Did you mean 'lora'?"),
+        ({"rows": "feature"}, "recipe: rows is 'feature'. Did you mean 'features'?"),
+        ({"split": "leave_two_out"}, "recipe: split is 'leave_two_out'"),
+        ({"ties": "random"}, "recipe: ties is 'random'"),
+        ({"dtype": "float16"}, "recipe: dtype is 'float16'"),
+        ({"split_seed": -1}, "split_seed is -1"),
+    ],
+)
+def test_a_recipe_made_in_python_is_checked_too(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(RECIPE, **changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("changes", [{"split": "temporary"}, {"ties": "files"}, {"split_seed": -1}])
+def test_a_spec_made_in_python_is_checked_too(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"spec: .*{next(iter(changes))} is "):
+        Spec("d", **changes)

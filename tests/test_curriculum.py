@@ -271,7 +271,7 @@ def test_an_item_that_does_not_fit_is_refused_with_the_prompts_name(prompt: Prom
 
 def test_a_walk_ends_where_its_row_is_full() -> None:
     """Item 5 has a long text and stands in no history."""
-    items = ITEMS.with_columns(title=pl.when(pl.col("item_id") == "i5").then(pl.lit("x " * 60)).otherwise("title"))
+    items = ITEMS.with_columns(title=pl.when(pl.col("item_id") == "i5").then(pl.lit("x " * 6)).otherwise("title"))
     known = tokenization()
     tight = Tokenization(known.tokenizer, known.identifiers, items, max_length=60)
     train = [np.array([0, 1, 2], dtype=np.int32)] * 4
@@ -295,6 +295,23 @@ def test_no_interaction_at_all_makes_no_row(train: list[np.ndarray]) -> None:
 def test_no_epoch_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="make no training row"):
         make([NEXT], epochs=0)
+
+
+def test_the_prompt_that_recommends_cannot_have_weight_zero() -> None:
+    with pytest.raises(ConfigError, match=r"prompt next is the first sequence prompt, .* its weight is 0"):
+        make([NEXT, TO_ITEM], [0.0, 1.0])
+    with pytest.raises(ConfigError, match="prompt next is the first"):
+        make([TO_ITEM, NEXT, WITH_TEXT], [1.0, 0.0, 1.0])
+    assert {task for (task,) in counts(make([NEXT, TO_ITEM], [1.0, 0.0])[0], 1)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("alone", "epochs", "opening"), [(0.1, 4, 1), (0.1, 1, 0), (0.1, 12, 1), (0.3, 12, 4), (0, 4, 0)]
+)
+def test_a_small_opening_is_one_epoch_and_not_none(alone: float, epochs: int, opening: int) -> None:
+    made, _ = make([NEXT], epochs=epochs, walks=WalkRecipe(alone=alone))
+    alone_in = set(range(epochs)) - {epoch for epoch, kind in counts(made, 0, 2) if kind == HISTORY}
+    assert alone_in == set(range(opening))
 
 
 # Rows

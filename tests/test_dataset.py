@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import resource
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,8 @@ def test_manifest_states_what_was_done() -> None:
         "filled_timestamps": 0,
         "counts": {"users": 1, "items": 2, "interactions": 2, "titles_missing": 2, "bad_rows": 0},
     }
-    assert Dataset.from_frames(frame, events=["view", "buy"]).manifest["positives"]["events"] == ["buy", "view"]
+    for events in (["view", "buy"], iter(["view", "buy"])):
+        assert Dataset.from_frames(frame, events=events).manifest["positives"]["events"] == ["buy", "view"]
 
 
 def test_bad_rows_are_counted_and_saved(tmp_path: Path) -> None:
@@ -166,6 +170,31 @@ def test_damaged_folders(shop: Dataset, tmp_path: Path) -> None:
         Dataset.load(tmp_path / "shop")
 
 
+def test_tables_that_were_changed_are_refused(shop: Dataset, tmp_path: Path) -> None:
+    shop.save(tmp_path / "shop")
+    cut = shop.interactions.head(9)
+    cut.write_parquet(tmp_path / "shop" / "interactions.parquet")
+    found = replace(shop, interactions=cut).hash
+    with pytest.raises(DataError, match=f"have hash {found}, and manifest.json says {shop.hash}: .* Import the data"):
+        Dataset.load(tmp_path / "shop")
+
+
+def test_every_kind_of_column_is_saved_and_loaded(tmp_path: Path) -> None:
+    day = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    items = pl.DataFrame(
+        {
+            "item_id": ["1", "2"], "price": [1.5, float("nan")], "new": [True, None], "day": [day.date(), None],
+            "since": [day, None], "kind": pl.Series(["a", "b"], dtype=pl.Categorical), "size": [{"w": 1}, None],
+            "tags": [["x", None], []], "score": pl.Series([0.1, 2], dtype=pl.Float32), "none": [None, None],
+            "long": pl.Series([[0.5, 1.0], [2.0, 3.0]], dtype=pl.Array(pl.Float32, 2)), "blob": [b"a", None],
+            "wait": [datetime.timedelta(seconds=1), None], "cost": [decimal.Decimal("1.10"), None],
+        }
+    )  # fmt: skip
+    data = Dataset.from_frames(log(("u", "1", 1)).with_columns(weight=0.3, rating=4.5, event=pl.lit("buy")), items)
+    data.save(tmp_path / "shop")
+    assert Dataset.load(tmp_path / "shop").hash == data.hash
+
+
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     """No file may grow beyond 4 KB: the operating system refuses as it does on a full disk."""
@@ -195,6 +224,8 @@ def test_hash_ignores_what_does_not_matter() -> None:
     items = pl.DataFrame({"item_id": ["1", "2"], "title": ["x", "y"], "year": [1, 2]})
     data = Dataset.from_frames(log(*rows), items)
     assert Dataset.from_frames(log(*reversed(rows)), items[::-1], name="other").hash == data.hash
+    assert data.hash == data.sha256[:16]
+    assert len(data.sha256) == 64
     other = items.select("year", "title", "item_id").with_columns(pl.col("year").cast(pl.Float32))
     assert Dataset.from_frames(log(*rows), other).hash == data.hash
 

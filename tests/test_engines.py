@@ -43,9 +43,21 @@ MODELS: dict[str, Callable[[], hf.PreTrainedModel]] = {
         hf.Gemma2Config(**_COMMON, sliding_window=WINDOW, layer_types=_SLIDING, attn_implementation="eager")
     ),
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_GPT, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT)),
+    "gpt-neo": lambda: hf.GPTNeoForCausalLM(
+        hf.GPTNeoConfig(
+            **_GPT,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["global", "local"], 1]],
+            window_size=32,
+            max_position_embeddings=CONTEXT,
+        )
+    ),
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**_GPT, hidden_size=16, n_layer=2, n_head=2)),
 }
-PLAIN = {"bloom"}  # cannot decode as a tree: its positions are built from a 2-D mask
+# Cannot decode as a tree: positions are built from a 2-D mask; windows are laid by the slots of the cache.
+PLAIN = {"bloom", "gpt-neo"}
 
 
 def make_model(name: str, dtype: torch.dtype = torch.float64) -> hf.PreTrainedModel:
@@ -78,7 +90,9 @@ def random_catalogue(seed: int, n: int, longest: int = 4, lowest: int = 3, codes
     rng = np.random.default_rng(seed)
     kept: dict[tuple[int, ...], None] = {}
     inner: set[tuple[int, ...]] = set()
-    for _ in range(n):
+    for _ in range(40 * n):
+        if len(kept) == n:
+            break
         new = tuple(int(t) for t in lowest + rng.integers(0, codes, rng.integers(min(2, longest), longest + 1)))
         beginnings = [new[:depth] for depth in range(1, len(new))]
         if new not in inner and new not in kept and not any(beginning in kept for beginning in beginnings):
@@ -220,8 +234,8 @@ class TestContract:
             assert (items >= 0).all()
             assert not set(items.tolist()) & set(bad.tolist())
 
-    @pytest.mark.parametrize("beams", [0, -1, 65_537])
-    def test_refuses_beams_out_of_range(self, engine: Engine, beams: int) -> None:
+    @pytest.mark.parametrize("beams", [0, -1, 65_537, 2.5])
+    def test_refuses_beams_out_of_range(self, engine: Engine, beams: Any) -> None:
         with pytest.raises(DecodingError, match=r"num_beams must be 1 \.\. 65536"):
             engine.beam_search([np.array([5])], Trie.build(np.array([[3], [4]])), beams)
 
@@ -306,7 +320,10 @@ class TestExactness:
         names = ("llama", "qwen3-tied", "gemma3", "gemma2-soft-caps", "gpt2")
         for seed in seeds:
             rng, engine = np.random.default_rng(seed), local_engine(names[seed % len(names)])
-            table = random_catalogue(seed, int(rng.integers(1, 501)), int(rng.integers(1, 6)), codes=9)
+            n = 500 if seed % 10 == 0 else int(rng.integers(1, 501))
+            longest = int(rng.integers(1 if n <= 60 else 2, 6))
+            table = random_catalogue(seed, n, longest, codes=94 if longest == 1 else 40)
+            assert len(table) == n
             (prompt,) = random_prompts(seed, 1)
             found = engine.beam_search([prompt], Trie.build(table), len(table) + int(rng.integers(0, 3)))
             expected = padded_scores(engine.model, prompt, table)
@@ -409,6 +426,49 @@ class TestMemory:
         np.testing.assert_allclose(split.scores, whole.scores, atol=1e-6)
         np.testing.assert_allclose(engine.score(prompts, tails), scores, atol=1e-9)
 
+    @pytest.mark.parametrize("count", [5, 7, 17])
+    def test_halves_of_an_odd_batch_are_tried(self, count: int) -> None:
+        tried: list[int] = []
+
+        def work(batch: np.ndarray) -> None:
+            tried.append(len(batch))
+            if len(batch) > (count + 1) // 2:
+                raise MemoryError
+
+        batches.run([np.arange(count)], np.full(count, 10), work)
+        assert tried == [count, (count + 1) // 2, count // 2]
+
+    @pytest.mark.parametrize("refused", ["plain", "tree"])
+    def test_out_of_memory_in_the_check_is_told(self, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        forward = LocalEngine._forward
+
+        def limited(self: Any, inputs: torch.Tensor, keep: int, cache: Any = None, **kwargs: Any) -> torch.Tensor:
+            if (cache is None) == (refused == "plain"):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(self, inputs, keep, cache, **kwargs)
+
+        monkeypatch.setattr(LocalEngine, "_forward", limited)
+        with pytest.raises(DecodingError, match="out of memory"):
+            LocalEngine(make_model("llama"))
+
+    def test_plain_forwards_are_split_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        trie, prompts, engine = Trie.build(random_catalogue(9, 30)), random_prompts(9, 4), make_local("bloom")
+        whole, forward, sizes = engine.beam_search(prompts, trie, 6), engine._forward, []
+
+        def small(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            sizes.append(len(inputs))
+            if len(inputs) > 2:
+                raise MemoryError
+            return forward(inputs, *args, **kwargs)
+
+        monkeypatch.setattr(engine, "_forward", small)
+        np.testing.assert_array_equal(engine.beam_search(prompts, trie, 6).items, whole.items)
+        assert max(sizes) > 2
+        sizes.clear()
+        monkeypatch.setattr("genrec.engines.local.memory_at_hand", lambda _: 0)
+        np.testing.assert_array_equal(engine.beam_search(prompts, trie, 6).items, whole.items)
+        assert max(sizes) == 1
+
     def test_out_of_memory_alone_names_the_prompt(self, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = make_local("llama")
 
@@ -449,10 +509,23 @@ class TestMemory:
     def test_memory_at_hand_is_what_the_machine_has(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         free = batches.memory_at_hand(torch.device("cpu"))
         assert 2**20 < free < 2**50
-        (tmp_path / "max").write_text("5000\n")
-        (tmp_path / "used").write_text("2000\n")
-        monkeypatch.setattr(batches, "_LIMITS", ((f"{tmp_path}/max", f"{tmp_path}/used"), ("none", "none")))
-        assert batches.memory_at_hand(torch.device("cpu")) == 3000
+        """The least that the cgroups around the process leave; pages of files that the kernel gives back are free."""
+        for own, folder, names in (
+            ("0::/a/b\n", "a", ("memory.max", "memory.current", "inactive_file")),
+            (
+                "4:cpu,memory:/a/b\n",
+                "memory/a/b",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            ),
+        ):  # fmt: skip
+            (tmp_path / folder).mkdir(parents=True)
+            for name, text in zip(names, ("5000\n", "2000\n"), strict=False):
+                (tmp_path / folder / name).write_text(text)
+            (tmp_path / folder / "memory.stat").write_text(f"file 9\n{names[2]} 700\n")
+            (tmp_path / "own").write_text(own)
+            monkeypatch.setattr(batches, "_CGROUP", tmp_path)
+            monkeypatch.setattr(batches, "_OWN_CGROUP", tmp_path / "own")
+            assert batches.memory_at_hand(torch.device("cpu")) == 3700
 
     @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200), st.integers(0, 5000), st.booleans())
     def test_micro_batches(self, lengths: list[int], tokens: int, memory: int, equal: bool) -> None:
@@ -476,6 +549,23 @@ class TestLocal:
             other = LocalEngine(make_model(name), max_batch_tokens=size).beam_search(prompts, trie, 6)
             np.testing.assert_array_equal(one.items, other.items)
             np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+
+    @pytest.mark.parametrize("name", list(MODELS))
+    @pytest.mark.parametrize("longest", [1, 4])
+    def test_neighbours_order_and_batches_in_float32(self, name: str, longest: int) -> None:
+        trie = Trie.build(random_catalogue(9, 60, longest, codes=60 if longest == 1 else 5))
+        prompts, engine = random_prompts(9, 6, common=60), make_local(name, torch.float32)
+        whole = engine.beam_search(prompts, trie, 60)
+        assert (np.sort(whole.items, axis=1) == np.arange(trie.n_items)).all()
+        by_item = np.take_along_axis(whole.scores, np.argsort(whole.items, axis=1), axis=1)
+        back, alone = engine.beam_search(prompts[::-1], trie, 60), [engine.beam_search([p], trie, 60) for p in prompts]
+        engine.max_batch_tokens = 333
+        small = engine.beam_search(prompts, trie, 60)
+        for items, scores in (
+            (back.items[::-1], back.scores[::-1]), (small.items, small.scores),
+            (np.concatenate([one.items for one in alone]), np.concatenate([one.scores for one in alone])),
+        ):  # fmt: skip
+            np.testing.assert_allclose(scores, np.take_along_axis(by_item, items, axis=1), atol=1e-4)
 
     def test_ties_go_to_the_lower_item(self) -> None:
         model = make_model("llama")
@@ -583,6 +673,35 @@ class TestLocal:
         for i, prompt in enumerate(prompts):
             expected = forward_scores(model, prompt, table)
             assert_ranking(found.items[i], found.scores[i], expected, np.arange(len(table)))
+
+    @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+    @pytest.mark.parametrize("wrong", ["sees all", "no window", "one beam"])
+    def test_wrong_masks_are_found_in_bfloat16(self, name: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        if wrong == "no window" and name != "gemma3":
+            pytest.skip("has no window")
+        mask = LocalEngine._mask
+
+        def changed(self: LocalEngine, visible: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
+            if wrong == "sees all":
+                visible = torch.ones_like(visible) & (keys[:, None, :] <= queries[:, :, None])
+            elif wrong == "one beam":
+                visible[0, 1] = visible[0, 0]
+            made = mask(self, visible, queries, keys)
+            return dict.fromkeys(made, made["full_attention"]) if wrong == "no window" else made
+
+        monkeypatch.setattr(LocalEngine, "_mask", changed)
+        with pytest.warns(UserWarning, match="cannot decode beams as a tree"):
+            LocalEngine(make_model(name, torch.bfloat16))
+
+    @pytest.mark.parametrize("name", [name for name in MODELS if name not in PLAIN])
+    def test_bfloat16_decodes_as_a_tree(self, name: str) -> None:
+        assert make_local(name, torch.bfloat16).tree
+
+    def test_a_window_longer_than_the_check_is_kept(self) -> None:
+        torch.manual_seed(0)
+        model = hf.MistralForCausalLM(hf.MistralConfig(**_COMMON, sliding_window=4096))
+        assert LocalEngine(model).tree
+        assert model.config.sliding_window == 4096
 
     def test_bfloat16(self) -> None:
         engine, table = make_local("llama", torch.bfloat16), random_catalogue(1, 20)

@@ -27,7 +27,7 @@ def test_exit_code_is_documented(error: type[GenrecError]) -> None:
 
 def test_epilog_names_every_exit_code() -> None:
     named = re.findall(r"(\d+) [a-z]", str(cli.app.info.epilog))
-    assert [int(code) for code in named] == sorted({0, 2} | {error.exit_code for error in ERRORS})
+    assert [int(code) for code in named] == sorted({0, 2, 130} | {error.exit_code for error in ERRORS})
 
 
 @pytest.mark.parametrize("error", ERRORS)

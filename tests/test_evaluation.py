@@ -288,6 +288,9 @@ def test_protocol_states_what_was_measured(report: Report, data: genrec.Dataset,
         "tuning": "lora",
         "identifiers": "atomic",
         "prompt": "next_item",
+        "max_length": 64,
+        "base": "adapters/pretrained",
+        "seed": 0,
         "kept": lora.manifest["kept"],
     }
     assert told["adapters"]["base"]["hash"] != lora.hash
@@ -349,3 +352,16 @@ def test_data_without_a_test_case_are_refused(workspace: Path, data: genrec.Data
     short = changed(data, data.interactions.filter(pl.col("order") < 2))
     with pytest.raises(DataError, match=r"leaves no test case \(users need 3 interactions or more\)"):
         evaluate(workspace / "eval" / "tiny.toml", short)
+
+
+def test_a_column_that_the_users_lack_is_refused(workspace: Path, data: genrec.Dataset, tmp_path: Path) -> None:
+    shutil.copytree(workspace, tmp_path / "copy")
+    adapter = tmp_path / "copy" / "adapters" / "lora"
+    prompt = adapter / "prompts" / "next_item.jinja"
+    prompt.write_text(prompt.read_text().replace("Next:", "Age {{ user.age }}, next:"))
+    manifest = json.loads((adapter / "genrec.json").read_text())
+    manifest["files"]["prompts/next_item.jinja"] = files.file_hash(prompt)
+    (adapter / "genrec.json").write_text(json.dumps(manifest))
+    without = genrec.Dataset.from_frames(data.interactions, data.items, name="tiny")
+    with pytest.raises(DataError, match="no column .age"):
+        evaluate(tmp_path / "copy" / "eval" / "tiny.toml", without)

@@ -197,6 +197,38 @@ for number, new in enumerate((new_file, new_folder)):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_cannot_be_read_is_named_and_not_called_unwritable(tmp_path: Path) -> None:
+    gone = tmp_path / "weights"
+    with pytest.raises(StorageError) as caught, new_folder(tmp_path / "out"):
+        gone.read_bytes()
+    assert str(caught.value).startswith(f"{gone}: No such file or directory. {tmp_path / 'out'} was not written.")
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path / 'out'}"), new_folder(tmp_path / "out") as folder:
+        (folder / "missing" / "file").write_text("")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_a_killed_process_put_aside_comes_back(overwrite: bool, tmp_path: Path) -> None:
+    old = tmp_path / ".out.123.old"
+    other = tmp_path / ".out.b.123.old"  # Of a folder called out.b.
+    for folder in (old, other):
+        folder.mkdir()
+        (folder / "a").write_text("old")
+    with pytest.raises(DataError), new_folder(tmp_path / "out", overwrite=True):
+        raise DataError("stopped")
+    assert tree(tmp_path / "out") == {"a": "old"}
+    old.mkdir()
+    (old / "a").write_text("older")
+    if overwrite:
+        save_folder(tmp_path / "out")
+        assert tree(tmp_path / "out") == {"part/a": "new", "b": "new"}
+    else:
+        with pytest.raises(StorageError, match="exists already"), new_folder(tmp_path / "out"):
+            pytest.fail("the body must not run")
+        assert tree(tmp_path / "out") == {"a": "old"}
+    assert sorted(os.listdir(tmp_path)) == [other.name, "out"]
+
+
 # Hashes
 
 

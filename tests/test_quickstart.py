@@ -13,7 +13,7 @@ import pytest
 import genrec
 from genrec import evaluation, quickstart, readers, training
 from genrec.adapter import Adapter
-from genrec.errors import AdapterError
+from genrec.errors import AdapterError, ConfigError
 from genrec.quickstart import NAME, Result
 
 STAGES = ["data", "base", f"{NAME}-base", NAME, "evaluation", "batch"]
@@ -211,6 +211,15 @@ def test_missing_lists_are_made_again(again: Path) -> None:
     (out / "part-00000.parquet").unlink()
     assert quickstart.run(again).reused == STAGES[:-1]
     assert (out / "part-00000.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("k", 5), ("shard_size", 7), ("engine", "DummyEngine")])
+def test_lists_of_a_job_of_the_users_own_are_not_removed(again: Path, key: str, value: Any) -> None:
+    note = again / "recommendations" / NAME / "job.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {key: value}))
+    with pytest.raises(ConfigError, match=f"holds another job: {key} was"):
+        quickstart.run(again)
+    assert (note.parent / "part-00000.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,46 @@ def test_text_columns_of_items_become_numbers_where_nothing_is_lost(tmp_path: Pa
     assert table.schema["price"] == pl.Float64
 
 
+def test_mapped_ids_and_titles_stay_as_they_are(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "who,sku\n007,1.10\n007,12345678901234567890\n")
+    items = write(tmp_path / "items.csv", "sku,name,released\n1.10,3.0,1999\n12345678901234567890,0.50,2000\n")
+    users = write(tmp_path / "users.csv", "customer,age\n007,30\n")
+    options: dict[str, Any] = {"items": items, "users": users, "user_columns": {"user_id": "customer"}}
+    columns = {"user_id": "who", "item_id": "sku"}
+    for item_columns in (
+        {"item_id": "sku", "title": "name", "year": "released"},
+        {"title": "name", "year": "released"},
+    ):
+        data = import_files(log, columns=columns, item_columns=item_columns, **options)
+        assert data.items.rows() == [("1.10", "3.0", 1999), ("12345678901234567890", "0.50", 2000)]
+    assert data.users is not None
+    assert data.users.rows() == [("007", 30)]
+
+
+def test_long_numbers_keep_their_digits(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "t.csv", "item_id,code,n\na,12345678901234567890,1\nb,2,2.5\n"))
+    assert table.rows() == [("a", "12345678901234567890", 1.0), ("b", "2", 2.5)]
+
+
+def test_lists_keep_their_elements(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "users.jsonl", jsonl([{"user_id": "u", "history": ["a|b", None, 7]}])))
+    assert table["history"].to_list() == [["a|b", None, "7"]]
+
+
+def test_short_rows_are_reported(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", 'user_id,item_id,timestamp\nu,a,1\n\nu,"b\nb"\nu,c,\nu\n')
+    with pytest.raises(DataError) as caught:
+        import_files(log)
+    assert f"{log}:4 row 'u,b\\nb' has 2 fields where the header has 3" in str(caught.value)
+    assert f"{log}:7 row 'u' has 1 fields where the header has 3" in str(caught.value)
+    data = import_files(log, on_bad_row="skip")
+    assert data.bad_rows["line"].to_list() == [4, 7]
+    assert data.history_frame().rows() == [("u", ["a", "c"])]
+    # An empty last field is no short row, and a long text is none either.
+    users = write(tmp_path / "users.csv", f"user_id,about,age\nu,{'x' * 200_000},\nv,,3\n")
+    assert read_table(users)["age"].to_list() == [None, 3]
+
+
 def test_bad_rows_name_file_and_line(tmp_path: Path) -> None:
     log = write(
         tmp_path / "log.csv",
@@ -145,7 +185,7 @@ def test_rows_that_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"log\.csv:3 row 'u,2,3,4\\n5' has 4 fields where the header has 2"):
         import_files(log)
     data = import_files(log, on_bad_row="skip")
-    assert data.bad_rows.select("line", "column").rows() == [(3, "row"), (6, "item_id")]
+    assert data.bad_rows.select("line", "column").rows() == [(3, "row"), (6, "row")]
     assert data.history_frame().rows() == [("u", ["1"]), ("v", ["2"])]
     rows = write(tmp_path / "log.jsonl", '{"user_id": "u", "item_id": "1"}\n\n{"user_id": \n[1]\n')
     data = import_files(rows, on_bad_row="skip")
@@ -215,9 +255,11 @@ def test_jsonl_values_of_mixed_types(tmp_path: Path) -> None:
         ),
     )
     assert read_table(path).to_dicts() == [
-        {"item_id": "1", "categories": ["a", "b"], "size": '{"w": 1}', "n": 1.0, "big": str(2**70), "flag": True},
-        {"item_id": "x", "categories": ["c", "d"], "size": None, "n": 2.5, "big": None, "flag": None},
+        {"item_id": "1", "categories": ["a|b"], "size": '{"w": 1}', "n": 1.0, "big": str(2**70), "flag": True},
+        {"item_id": "x", "categories": ["c", None, "d"], "size": None, "n": 2.5, "big": None, "flag": None},
     ]
+    data = import_files(write(tmp_path / "log.csv", "user_id,item_id\nu,1\n"), items=path)
+    assert data.items["categories"].to_list() == [["a", "b"], ["c", "d"]]
 
 
 # MovieLens
@@ -355,7 +397,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return dict(fakes[name])
 
         monkeypatch.setattr(readers, function, download)
-    monkeypatch.setattr(readers, "MOVIELENS_100K_HASH", import_files(tmp_path / "sources" / "grouplens").hash)
+    monkeypatch.setattr(readers, "MOVIELENS_100K_SHA256", import_files(tmp_path / "sources" / "grouplens").sha256)
     return fakes
 
 
@@ -383,7 +425,7 @@ def test_fetch_without_any_source(tmp_path: Path, sources: dict[str, Any]) -> No
     sources["grouplens"] = DataError("timed out.")
     sources["recbole"]["ml-100k.inter"] += b"196\t3\t1\t5\n"
     with pytest.raises(
-        DataError, match=r"GroupLens: timed out\. the recbole==1\.2\.1 wheel: the content of .* has hash"
+        DataError, match=r"GroupLens: timed out\. the recbole==1\.2\.1 wheel: the content of .* has SHA-256"
     ):
         fetch("movielens-100k", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -394,7 +436,9 @@ def test_fetch_without_any_source(tmp_path: Path, sources: dict[str, Any]) -> No
 def test_fetch_checks_what_it_has_kept(tmp_path: Path, sources: dict[str, Any]) -> None:
     folder = fetch("movielens-100k", tmp_path)
     (folder / "u.user").write_text("1|1|M|writer|1\n")
-    with pytest.raises(DataError, match=r"the content of .* has hash .* Remove .* and fetch again"):
+    with pytest.raises(
+        DataError, match=r"the content of .* has SHA-256 [0-9a-f]{64}, not [0-9a-f]{64}\. Remove .* and fetch again"
+    ):
         fetch("movielens-100k", tmp_path)
 
 

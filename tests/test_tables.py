@@ -32,6 +32,25 @@ def test_what_is_no_table() -> None:
         check(pl.DataFrame({"user_id": ["u"], "item_id": [["i"]]}))
 
 
+def test_a_frame_is_converted_once() -> None:
+    calls = []
+
+    def noted(table: pl.DataFrame) -> pl.DataFrame:
+        calls.append(table.columns[0])
+        return table
+
+    lazy = [
+        table.lazy().map_batches(noted, schema=table.schema)
+        for table in (
+            log(("u", "i", 1)),
+            pl.DataFrame({"item_id": ["i"], "title": ["I"]}),
+            pl.DataFrame({"age": [3], "user_id": ["u"]}),
+        )
+    ]
+    check(*lazy)
+    assert calls == ["user_id", "item_id", "age"]
+
+
 def test_numeric_ids_become_strings() -> None:
     frame = pd.DataFrame({"user_id": [1, 2, 2], "item_id": [7.0, 8.0, 9.0]})
     data = check(frame)
@@ -123,6 +142,22 @@ def test_one_instant_may_hold_two_events() -> None:
         check(frame.drop("event"))
     # Without a time nobody can tell a repetition from a mistake.
     assert check(frame.drop("event", "timestamp")).interactions.height == 2
+
+
+def test_rows_that_the_source_puts_in_order_are_no_duplicates() -> None:
+    frame = pl.DataFrame({"user_id": "u", "item_id": ["i", "j", "i"], "timestamp": 1, "order": [1, 2, 3]})
+    assert sequences(check(frame)) == [["i", "j", "i"]]
+    with pytest.raises(DataError, match="interactions:3 item_id 'i' repeats an earlier row"):
+        check(frame.with_columns(order=pl.Series([1, 2, 1])))
+
+
+def test_repeated_events_that_are_dropped_are_no_matter() -> None:
+    frame = pl.DataFrame({"user_id": "u", "item_id": "i", "timestamp": 1, "event": ["view", "view", "buy"]})
+    for events in (["buy"], {"buy": 2.0}):
+        assert check(frame, events=events).interactions["event"].to_list() == ["buy"]
+    for chosen in (None, ["buy", "view"]):
+        with pytest.raises(DataError, match="interactions:2 item_id 'i' repeats an earlier row"):
+            check(frame, events=chosen)
 
 
 @pytest.mark.parametrize("frame", [log(), log(("u", "", 1))])
@@ -259,6 +294,8 @@ def test_items_are_cleaned() -> None:
     assert data.items["price"].to_list() == [1.5, None, 2.0]
     text = check(log(("u", "1", 1)), items.with_columns(categories=pl.Series(["a|b| a", "", None])))
     assert text.items["categories"].to_list() == [["a", "b"], [], []]
+    mixed = check(log(("u", "1", 1)), items.with_columns(categories=pl.Series([["a|b", None, "a"], [], None])))
+    assert mixed.items["categories"].to_list() == [["a", "b"], [], []]
 
 
 def test_hash_takes_equal_values_as_equal() -> None:

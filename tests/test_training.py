@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 import genrec
 from genrec import Recommender, adapter, base, config, features, files, training
@@ -188,37 +188,6 @@ def test_rows_without_features_start_random_and_distinct(vectors: np.ndarray | N
     torch.testing.assert_close(*(adapter.rows(model, NEW)[key] for key in ("input", "output")))
 
 
-# Dropout
-
-
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_dropout_acts_in_training_only_and_is_gone_afterwards(lora: bool) -> None:
-    model, ids = tiny(True, lora), batch()["input_ids"]
-    hooks = [module._forward_hooks.copy() for module in model.modules()]
-    attention = model.get_base_model() if lora else model
-    rates = [layer.self_attn.attention_dropout for layer in attention.model.layers]
-
-    def logits(mode: bool) -> torch.Tensor:
-        with torch.no_grad():
-            return model.train(mode)(input_ids=ids).logits
-
-    calm = logits(False)
-    with training.dropout(model, 0.5):
-        torch.testing.assert_close(logits(False), calm, rtol=0, atol=0)
-        torch.manual_seed(0)
-        noisy = logits(True)
-        assert (noisy - calm).abs().max() > 0.1
-        assert (logits(True) - noisy).abs().max() > 0.1
-        assert {layer.self_attn.attention_dropout for layer in attention.model.layers} == {0.5}
-    with pytest.raises(KeyboardInterrupt), training.dropout(model, 0.5):
-        raise KeyboardInterrupt
-    torch.testing.assert_close(logits(True), calm, rtol=0, atol=0)
-    assert [module._forward_hooks for module in model.modules()] == hooks
-    assert [layer.self_attn.attention_dropout for layer in attention.model.layers] == rates
-    with training.dropout(model, 0.0):
-        torch.testing.assert_close(logits(True), calm, rtol=0, atol=0)
-
-
 # Validation decides
 
 
@@ -353,7 +322,7 @@ def test_every_row_of_the_plan_is_trained_once_and_in_its_order(shop: Path, monk
     monkeypatch.setattr(training.Rows, "batch", recording)
     out = train(shop, "lora", "training.per_device_train_batch_size=7", name="rows")
     assert asked == list(range(made[0]))
-    assert adapter.Adapter.load(out).manifest["rows"] == len(asked)
+    assert adapter.Adapter.load(out).manifest["training_rows"] == len(asked)
     assert len(asked) % 7  # The last batch is not full.
 
 
@@ -411,7 +380,84 @@ def test_identifiers_of_several_tokens_are_trained_and_found(shop: Path, scheme:
     )
 
 
+def test_every_key_that_a_recipe_may_set_is_one_of_trls_and_the_defaults_pass() -> None:
+    assert set(training.TRAINING_KEYS) <= {item.name for item in fields(SFTConfig)}
+    assert training._training_options(RECIPE) == training._TRAINING_DEFAULTS
+    given = replace(RECIPE, training=dict(training._TRAINING_DEFAULTS))
+    assert training._training_options(given) == training._TRAINING_DEFAULTS
+
+
+def test_two_seeds_share_a_split_and_the_split_seed_makes_another(shop: Path) -> None:
+    log = genrec.Dataset.load(shop / "data" / "tiny").interactions.with_columns(timestamp=pl.lit(7))
+    log = log.unique(["user_id", "item_id"], maintain_order=True)
+    items = genrec.Dataset.load(shop / "data" / "tiny").items
+    data = genrec.Dataset.from_frames(log.select("user_id", "item_id", "timestamp"), items, name="tied")
+    options = ["base=adapters/random", "ties=shuffled", "training.max_steps=1"]
+    fitted = [
+        adapter.Adapter.load(train(shop, "lora", *options, *more, data=data, name=f"n{number}")).manifest["fitted_on"]
+        for number, more in enumerate((["seed=1"], ["seed=2"], ["split_seed=3"]))
+    ]
+    assert fitted[0] == fitted[1] == data.split(ties="shuffled").train_hash
+    assert fitted[2] == data.split(ties="shuffled", seed=3).train_hash != fitted[0]
+    # Identifiers can be made beforehand for such a split, too.
+    made = training.build_identifiers(data, "semantic", levels=2, codes=6, ties="shuffled", split_seed=3, seed=5)
+    assert made.fitted_on == fitted[2]
+
+
+def test_build_identifiers_takes_the_dimensions_of_a_recipe(shop: Path, tiny_log: genrec.Dataset) -> None:
+    asked = 'identifiers={scheme="semantic", levels=2, codes=6}'
+    out = train(shop, "lora", "base=adapters/random", asked, "training.max_steps=1", "seed=3", name="dims")
+    made = training.build_identifiers(tiny_log, "semantic", levels=2, codes=6, dimensions=8, seed=3)
+    assert made.tokens == adapter.Adapter.load(out).identifiers.tokens
+    assert (
+        made.tokens != training.build_identifiers(tiny_log, "semantic", levels=2, codes=6, dimensions=2, seed=3).tokens
+    )
+
+
+def test_dora_is_saved_whole(shop: Path, kept_model: dict[str, Any]) -> None:
+    train(shop, "lora", "lora.use_dora=true", "training.max_steps=3", name="dora")
+    saved = load_file(shop / "adapters" / "dora" / "adapter_model.safetensors")
+    assert any("magnitude" in key for key in saved)
+    loaded = adapter.Adapter.load(shop / "adapters" / "dora")
+    tokenization = loaded.tokenization()
+    ids = torch.tensor([[1, 5, 7, 9]])
+    with torch.no_grad():
+        before = kept_model["model"].eval()(input_ids=ids).logits
+        after = loaded.model(tokenization)(input_ids=ids).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
 # Refusals
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("identifiers.parquet", r"identifiers\.parquet is not what the adapter was trained with"),
+        ("genrec.json", "no adapter here"),
+    ],
+)
+def test_a_product_that_was_tampered_with_is_no_base(shop: Path, file: str, message: str) -> None:
+    path = shop / "adapters" / "pretrained" / file
+    if file == "genrec.json":
+        path.unlink()
+    else:
+        table = pl.read_parquet(path)
+        changed = table.with_columns(table["tokens"].reverse())
+        changed.write_parquet(path, metadata={"scheme": "atomic"})
+    with pytest.raises(AdapterError, match=message):
+        train(shop, "lora", name="refused")
+
+
+def test_without_users_no_prompt_reads_their_columns(shop: Path) -> None:
+    data = genrec.Dataset.load(shop / "data" / "tiny")
+    (shop / "prompts" / "aged.jinja").write_text(
+        "{% block user %}{{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    )
+    options = ['tasks=[{prompt="prompts/aged.jinja"}]', "training.max_steps=1"]
+    with pytest.raises(PromptError, match=r"aged\.jinja:1:\d+: .*`?age`?"):
+        train(shop, "lora", *options, name="refused", data=replace(data, users=None))
+    assert train(shop, "lora", *options, name="aged").exists()
 
 
 @pytest.mark.parametrize(
@@ -421,12 +467,35 @@ def test_identifiers_of_several_tokens_are_trained_and_found(shop: Path, scheme:
         ("training.max_length=9", ConfigError, "training.max_length is not yours to set: write max_length at the top"),
         ("training.seed=9", ConfigError, "training.seed is not yours to set"),
         ("training.output_dir=x", ConfigError, "training.output_dir is not yours to set"),
-        ("training.dataloader_drop_last=true", ConfigError, "training.dataloader_drop_last is not yours to set"),
-        ("training.packing=true", ConfigError, "training.packing is not yours to set"),
-        ("training.loss_type=dft", ConfigError, "training.loss_type is not yours to set"),
-        ("training.disable_tqdm=false", ConfigError, "[training] was refused"),
-        ("training.lr_scheduler_type=cosinus", ConfigError, "[training] was refused"),
-        ("training.num_train_epochs=0", ConfigError, "make no training row"),
+        ("training.eval_steps=5", ConfigError, "training.eval_steps is not yours to set: see [validation]"),
+        ("training.packing=true", ConfigError, "unknown key training.packing"),
+        ("training.disable_tqdm=false", ConfigError, "unknown key training.disable_tqdm"),
+        ("training.hub_token=secret", ConfigError, "unknown key training.hub_token"),
+        ("training.per_device_eval_batch_size=5", ConfigError, "Did you mean 'per_device_train_batch_size'?"),
+        ("training.load_best_model_at_end=true", ConfigError, "unknown key training.load_best_model_at_end"),
+        ("training.eval_on_start=true", ConfigError, "unknown key training.eval_on_start"),
+        ("training.lr_scheduler_type=cosinus", ConfigError, "Did you mean 'cosine'?"),
+        ("training.lr_scheduler_type=reduce_lr_on_plateau", ConfigError, "is 'reduce_lr_on_plateau'"),
+        ("training.lr_scheduler_type=warmup_stable_decay", ConfigError, "[training] was refused"),
+        ("training.lr_scheduler_kwargs={speed=1}", ConfigError, "[training] was refused"),
+        ("training.optim=adamw", ConfigError, "Did you mean 'adamw_torch'?"),
+        (
+            "training.num_train_epochs=0",
+            ConfigError,
+            "num_train_epochs is 0. It takes a value of type int of at least 1",
+        ),
+        ("training.num_train_epochs=2.9", ConfigError, "num_train_epochs is 2.9. It takes a value of type int"),
+        ("training.num_train_epochs=x", ConfigError, "num_train_epochs is 'x'"),
+        ("training.learning_rate=fast", ConfigError, "learning_rate is 'fast'. It takes a value of type float"),
+        ("training.learning_rate=nan", ConfigError, "learning_rate is nan"),
+        ("training.per_device_train_batch_size=0", ConfigError, "per_device_train_batch_size is 0"),
+        ("training.per_device_train_batch_size=true", ConfigError, "per_device_train_batch_size is True"),
+        ("training.gradient_accumulation_steps=0", ConfigError, "gradient_accumulation_steps is 0"),
+        ("training.max_grad_norm=x", ConfigError, "max_grad_norm is 'x'"),
+        ("training.label_smoothing_factor=2", ConfigError, "type float from 0 to 1"),
+        ("training.bf16=1", ConfigError, "bf16 is 1. It takes a value of type bool"),
+        ("lora.bias=all", ConfigError, "lora.bias is not yours to set: an adapter holds no biases"),
+        ('lora.modules_to_save=["mlp"]', ConfigError, "lora.modules_to_save is not yours to set"),
         ("lora.rank=4", ConfigError, "unknown key lora.rank."),
         ("lora.lora_alpa=4", ConfigError, "Did you mean 'lora_alpha'?"),
         ("lora.trainable_token_indices=[1]", ConfigError, "lora.trainable_token_indices is not yours to set"),
@@ -434,6 +503,11 @@ def test_identifiers_of_several_tokens_are_trained_and_found(shop: Path, scheme:
         ('lora.target_modules=["nothing"]', ConfigError, "[lora] was refused"),
         ("max_length=129", ConfigError, "max_length is 129, and base adapters/pretrained reads 128 tokens"),
         ("max_length=4", PromptError, "max_length is 4"),
+        (
+            "identifiers={levels=2}",
+            ConfigError,
+            "asks for 'atomic' (levels 2, codes 256), and base adapters/pretrained",
+        ),
         ('identifiers={scheme="semantic"}', ConfigError, "brings its own ('atomic'). Remove [identifiers]"),
         ('identifiers={file="ids.parquet"}', ConfigError, "asks for 'ids.parquet'"),
         ("data=data/nothing", DataError, "data/nothing"),

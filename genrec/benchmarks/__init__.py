@@ -10,17 +10,20 @@ import io
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from genrec import files
+from genrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -38,6 +41,7 @@ class Row:
         value, unit: The median, or the ratio of two medians.
         goal: What it should be, as text; empty where it is told only.
         met: Whether the goal is met, where there is one.
+        n: How many times it was measured, on each side of a ratio; empty where no time was taken.
     """
 
     part: str
@@ -47,6 +51,7 @@ class Row:
     unit: str
     goal: str = ""
     met: bool | None = None
+    n: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Report:
 
     conditions: dict[str, Any]
     rows: list[Row]
+    name: str = ""
 
     def save(self, folder: Path, name: str) -> list[Path]:
         """Write ``NAME.json`` and the picture ``NAME.png``; gives both paths."""
@@ -62,8 +68,27 @@ class Report:
         written = [folder / f"{name}.json", folder / f"{name}.png"]
         files.write_text(written[0], json.dumps(asdict(self), indent=1) + "\n")
         with files.new_file(written[1]) as temporary:
-            temporary.write_bytes(picture(self.rows))
+            temporary.write_bytes(picture(self.rows, self.note))
         return written
+
+    @property
+    def note(self) -> str:
+        return "quick settings: the times mean nothing" if self.conditions.get("quick") else ""
+
+    def told(self) -> str:
+        """The conditions as text, but for the versions."""
+        told = [f"{key} {value}" for key, value in self.conditions.items() if key != "versions"]
+        return ", ".join([*([self.note] if self.note else []), *told])
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both sides of all comparisons answer the same: these rows have no unit."""
+        return all(row.met is not False for row in self.rows if not row.unit)
+
+    def table(self) -> list[list[str]]:
+        """The rows as text."""
+        marks = {True: "met", False: "MISSED", None: ""}
+        return [[r.part, r.setting, r.what, f"{r.value:,.4g}", r.unit, r.n, r.goal, marks[r.met]] for r in self.rows]
 
 
 def figure(
@@ -75,45 +100,69 @@ def figure(
     *,
     least: float | None = None,
     most: float | None = None,
+    samples: Sequence[Sequence[float]] = (),
 ) -> Row:
-    """A row, with its goal: at least ``least``, or at most ``most``."""
+    """A row, with its goal: at least ``least``, or at most ``most``; ``samples`` are the times behind it."""
+    row = Row(part, setting, what, value, unit, n="/".join(str(len(one)) for one in samples))
     if least is not None:
-        return Row(part, setting, what, value, unit, f">= {least:g}", bool(value >= least))
+        return replace(row, goal=f">= {least:g}", met=bool(value >= least))
     if most is not None:
-        return Row(part, setting, what, value, unit, f"<= {most:g}", bool(value <= most))
-    return Row(part, setting, what, value, unit)
+        return replace(row, goal=f"<= {most:g}", met=bool(value <= most))
+    return row
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock = "wall", patience: float = 120.0
+    calls: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    clock: Clock = "wall",
+    patience: float = 60.0,
+    warm: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every call, taken in turn so that what else the machine does falls on all sides.
 
-    A first round warms up and is not counted, but for calls of more than ten seconds, where a first time tells as much.
-    A call is not repeated once it has taken ``patience`` seconds in all.
+    A round of ``warm`` (unless given, of the calls themselves) goes before and is not counted, for any side. A call is
+    not repeated once it has taken ``patience`` seconds in all.
     """
+    import torch
+
     read = CLOCKS[clock]
+    for call in (warm or calls).values():
+        call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(repeats + 1):
+    for _ in range(repeats):
         for name, call in calls.items():
             if sum(seconds[name]) > patience:
                 continue
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             began = read()
             call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            took = read() - began
-            if round_ or took > 10:
-                seconds[name].append(took)
+            seconds[name].append(read() - began)
     return seconds
 
 
 def median(seconds: Sequence[float]) -> float:
-    return float(np.median(seconds))
+    return statistics.median(seconds)
+
+
+def catalogue(items: int, levels: int, codes: int, first: int, seed: int = 0) -> NDArray[np.int64]:
+    """int64 [items, levels]: distinct random identifiers; the codes of each level are tokens from ``first`` on."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    if items > codes**levels:
+        raise ConfigError(f"{items} items need more than {levels} levels of {codes} codes.")
+    chosen = rng.choice(codes**levels, size=items, replace=False)
+    digits = chosen[:, None] // codes ** np.arange(levels)[::-1] % codes
+    return first + codes * np.arange(levels) + digits
 
 
 def conditions(**given: Any) -> dict[str, Any]:
     """The machine, the versions and the options of a run."""
+    import torch
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: metadata.version(name) for name in ("genrec", "torch", "transformers", "numpy")}
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
@@ -121,8 +170,8 @@ def conditions(**given: Any) -> dict[str, Any]:
     return {**found, "threads": torch.get_num_threads(), **given}
 
 
-def picture(rows: Sequence[Row]) -> bytes:
-    """A PNG with the figures of every part and unit as bars, but for percentages and counts."""
+def picture(rows: Sequence[Row], title: str = "") -> bytes:
+    """A PNG with the figures of every part and unit as bars, but for the profile and rows without a unit."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -133,6 +182,7 @@ def picture(rows: Sequence[Row]) -> bytes:
     heights = [0.8 + 0.3 * len(group) for group in groups.values()] or [1.0]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(title)
     axes = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axis, ((part, unit), group) in zip(axes, groups.items(), strict=False):
         colours = ["#2a7f62" if row.met is not False else "#b04a3a" for row in group]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +15,18 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from genrec import adapter, base, config, files, progress, training
-from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median
+from genrec.benchmarks import Clock, Report, Row, catalogue, conditions, figure, interleaved, median
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
@@ -34,24 +44,19 @@ PROMPT = "{% block user %}Next:{% endblock %}\n{% block item %}{{ item.identifie
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """A model by the name of a base, or ``random-135m``: the sizes of SmolLM2-135M with random weights."""
+    """A model by the name of a base, or with random weights ``random-135m``, of the sizes of SmolLM2-135M, and
+    ``random-0.6b``, of those of Qwen3-0.6B."""
+    torch.manual_seed(0)
+    if name == "random-0.6b":
+        wide = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+        more = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960}
+        return Qwen3ForCausalLM(Qwen3Config(**wide, **more, tie_word_embeddings=True)).to(dtype).to(device).eval()
     if name != "random-135m":
         return base.find(name).model(dtype).to(device).eval()
     sizes = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
-    torch.manual_seed(0)
     made = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True, rms_norm_eps=1e-5))
     return made.to(dtype).to(device).eval()
-
-
-def catalogue(items: int, levels: int, codes: int, first: int, seed: int = 0) -> NDArray[np.int64]:
-    """int64 [items, levels]: distinct random identifiers; the codes of each level are tokens from ``first`` on."""
-    rng = np.random.default_rng(seed)
-    if items > codes**levels:
-        raise ConfigError(f"{items} items need more than {levels} levels of {codes} codes.")
-    chosen = rng.choice(codes**levels, size=items, replace=False)
-    digits = chosen[:, None] // codes ** np.arange(levels)[::-1] % codes
-    return first + codes * np.arange(levels) + digits
 
 
 # Peers: what transformers itself offers under a constraint.
@@ -86,14 +91,21 @@ class TrieMask(LogitsProcessor):
         return masked
 
 
+def generated(
+    model: Any, inputs: torch.Tensor, levels: int, beams: int, scores: bool = False, **constraint: Any
+) -> Any:
+    """What `model.generate` gives for beam search under a constraint; ``scores`` has it keep log-probabilities too."""
+    return model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), num_beams=beams, num_return_sequences=beams,
+        max_new_tokens=levels, do_sample=False, length_penalty=0.0, early_stopping=True, eos_token_id=None,
+        pad_token_id=0, return_dict_in_generate=True, output_scores=scores, **constraint,
+    )  # fmt: skip
+
+
 def generate(model: Any, prompts: Sequence[NDArray[Any]], table: NDArray[Any], beams: int, **constraint: Any) -> Beams:
     """Beam search by `model.generate` under a constraint, for prompts of one length; as ``Engine.beam_search``."""
     inputs = torch.from_numpy(np.stack(prompts)).long().to(model.device)
-    output = model.generate(
-        inputs, attention_mask=torch.ones_like(inputs), num_beams=beams, num_return_sequences=beams,
-        max_new_tokens=table.shape[1], do_sample=False, length_penalty=0.0, early_stopping=True, eos_token_id=None,
-        pad_token_id=0, return_dict_in_generate=True, output_scores=True, **constraint,
-    )  # fmt: skip
+    output = generated(model, inputs, table.shape[1], beams, True, **constraint)
     index = {tuple(row): item for item, row in enumerate(table.tolist())}
     rows = output.sequences[:, inputs.shape[1] :].tolist()
     items = np.array([index.get(tuple(row), -1) for row in rows], dtype=np.int32)
@@ -107,7 +119,8 @@ def disagreement(one: Beams, other: Beams, atol: float) -> tuple[int, float]:
 
     Two items whose scores are equal up to rounding may stand either way round.
     """
-    apart = np.abs(one.scores - other.scores)
+    same = one.scores == other.scores  # among them what pads both
+    apart = np.abs(np.subtract(one.scores, other.scores, where=~same, out=np.zeros(same.shape, dtype=np.float32)))
     return int(((one.items != other.items) & (apart > atol)).sum()), float(apart.max())
 
 
@@ -168,6 +181,13 @@ class _Bench:
     settings: tuple[tuple[int, int], ...]
     items: int
     large: int
+    has_goals: bool  # Whether it is the model, dtype and number of users that the goals beside `generate` are for.
+    exact: Any = None  # The model in float32, where the other one is not.
+
+    @property
+    def rounding(self) -> float:
+        """How far apart two ways to the same score may be."""
+        return 1e-4 if self.model.dtype.itemsize >= 4 else 0.25
 
     def codes(self) -> tuple[NDArray[np.int64], Trie]:
         table = catalogue(self.items, _LEVELS, _CODES, self.vocabulary)
@@ -178,53 +198,81 @@ class _Bench:
 
 
 def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> list[Row]:
-    """One setting: the engine, both ways of `generate` if ``peers``, and a prefill, in turn."""
+    """One setting: the engine, both ways of `generate` if ``peers``, and a prefill, in turn.
+
+    What the sides answer is compared in the round that warms up, with half of the prompts; `generate` is asked for
+    scores there alone.
+    """
     table, trie = bench.codes()
     engine, prompts = LocalEngine(bench.model), _random_prompts(bench.vocabulary, [length] * bench.users)
-    inputs = bench.inputs(prompts)
     setting = f"{length} tokens, {beams} beams"
     progress.say(f"{setting}: {'engine, generate, prefill' if peers else 'engine, prefill'}")
     found: dict[str, Beams] = {}
+    constraints: dict[str, dict[str, Any]] = {
+        "mask": {"logits_processor": LogitsProcessorList([TrieMask(trie, length)])},
+        "function": {"prefix_allowed_tokens_fn": prefix_function(table, length)},
+    }
+    ways = constraints if peers else {}
+    half = prompts[: (bench.users + 1) // 2]
 
-    def searched() -> None:
-        found["engine"] = engine.beam_search(prompts, trie, beams)
+    def searched(some: list[NDArray[np.int64]]) -> None:
+        found["engine"] = engine.beam_search(some, trie, beams)
 
-    def masked() -> None:
-        constraint = LogitsProcessorList([TrieMask(trie, length)])
-        found["mask"] = generate(bench.model, prompts, table, beams, logits_processor=constraint)
+    def compared(way: str) -> None:
+        found[way] = generate(bench.model, half, table, beams, **ways[way])
 
-    after = prefix_function(table, length) if peers else None
-
-    def allowed() -> None:
-        found["function"] = generate(bench.model, prompts, table, beams, prefix_allowed_tokens_fn=after)
-
-    calls: dict[str, Callable[[], Any]] = {"prefill": lambda: prefill(bench.model, inputs), "engine": searched}
-    if peers:
-        calls |= {"mask": masked, "function": allowed}
-    seconds = {name: median(taken) for name, taken in interleaved(calls, bench.repeats, bench.clock).items()}
+    calls: dict[str, Callable[[], Any]] = {
+        "prefill": partial(prefill, bench.model, bench.inputs(prompts)),
+        "engine": partial(searched, prompts),
+    }
+    calls |= {
+        way: partial(generated, bench.model, bench.inputs(prompts), _LEVELS, beams, **how) for way, how in ways.items()
+    }
+    warm = calls | {"engine": partial(searched, half)} | {way: partial(compared, way) for way in ways}
+    taken = interleaved(calls, bench.repeats, bench.clock, warm=warm)
+    seconds = {name: median(times) for name, times in taken.items()}
+    own = Beams(found["engine"].items[: len(half)], found["engine"].scores[: len(half)], [])
     rows = []
     if peers:
-        goal = {SETTINGS[0]: 12.0, SETTINGS[1]: 30.0}.get((length, beams))
+        goal = {SETTINGS[0]: 12.0, SETTINGS[1]: 30.0}.get((length, beams)) if bench.has_goals else None
         for name, what, least in (
             ("function", "generate with prefix_allowed_tokens_fn", goal),
             ("mask", "generate with a vectorised mask", None),
         ):
-            differ, apart = disagreement(found["engine"], found[name], 1e-3)
+            differ, apart = disagreement(own, found[name], bench.rounding)
+            times, ratio = (taken[name], taken["engine"]), seconds[name] / seconds["engine"]
             rows += [
-                figure("generate", setting, f"{what}, per user", seconds[name] / bench.users, "s"),
-                figure("generate", setting, f"{what} / engine", seconds[name] / seconds["engine"], "x", least=least),
+                figure("generate", setting, f"{what}, per user", seconds[name] / bench.users, "s", samples=times[:1]),
+                figure("generate", setting, f"{what} / engine", ratio, "x", least=least, samples=times),
                 figure("generate", setting, f"{what}: places with another item", differ, "", most=0),
-                figure("generate", setting, f"{what}: largest difference of scores", apart, "", most=1e-3),
+                figure("generate", setting, f"{what}: largest difference of scores", apart, "", most=bench.rounding),
             ]
+    if bench.exact is not None:
+        exact = LocalEngine(bench.exact).beam_search(half, trie, beams).items
+        same = np.mean([len(set(a) & set(b)) / beams for a, b in zip(exact.tolist(), own.items.tolist(), strict=True)])
+        rows.append(figure("floor", setting, "items found that float32 finds too", 100 * float(same), "%"))
     least_prefills, reached = floor(bench.model, length, trie, beams), seconds["engine"] / seconds["prefill"]
+    one, alone = [taken["engine"]], [taken["prefill"]]
     return [
         *rows,
-        figure("floor", setting, "engine, per user", seconds["engine"] / bench.users, "s"),
-        figure("floor", setting, "prefill alone, per user", seconds["prefill"] / bench.users, "s"),
+        figure("floor", setting, "engine, per user", seconds["engine"] / bench.users, "s", samples=one),
+        figure("floor", setting, "prefill alone, per user", seconds["prefill"] / bench.users, "s", samples=alone),
         figure("floor", setting, "floor by operations", least_prefills, "prefills"),
-        figure("floor", setting, "reached", reached, "prefills"),
-        figure("floor", setting, "reached / floor", reached / least_prefills, "x", most=1.15),
+        figure("floor", setting, "reached", reached, "prefills", samples=one + alone),
+        figure("floor", setting, "reached / floor", reached / least_prefills, "x", most=1.15, samples=one + alone),
     ]
+
+
+def _best_tokens(logits: torch.Tensor, first: int, allowed: Any, blocked: Sequence[Any], k: int) -> Beams:
+    """The best items of one token each by a masked top-k of a prefill's logits [n, 1, vocabulary]."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scores = torch.log_softmax(logits[:, 0].to(dtype), dim=-1)[:, first:].cpu().numpy()
+    scores[:, ~allowed] = -np.inf
+    for row, items in zip(scores, blocked, strict=True):
+        row[items] = -np.inf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int32)
+    picked = np.take_along_axis(scores, best, axis=1).astype(np.float32)
+    return Beams(np.where(np.isfinite(picked), best, -1), picked, [None] * len(best))
 
 
 def _atomic(bench: _Bench, items: int) -> list[Row]:
@@ -241,12 +289,20 @@ def _atomic(bench: _Bench, items: int) -> list[Row]:
         "prefill": lambda: prefill(bench.model, inputs),
         "engine": lambda: engine.beam_search(prompts, trie, 50, allowed, blocked),
     }
-    seconds = {name: median(taken) for name, taken in interleaved(calls, 2 * bench.repeats + 1, bench.clock).items()}
+    taken = interleaved(calls, 2 * bench.repeats + 1, bench.clock)
+    seconds = {name: median(times) for name, times in taken.items()}
     setting = f"{items:,} items, {length} tokens, 50 best, masks"
-    ratio = seconds["engine"] / seconds["prefill"]
+    logits = prefill(bench.model, inputs)
+    # The model is larger where a part before needed more tokens: what is left over is no item.
+    mask = np.append(allowed, np.zeros(logits.shape[-1] - bench.vocabulary - items, dtype=bool))
+    expected = _best_tokens(logits, bench.vocabulary, mask, blocked, min(50, items))
+    differ, _ = disagreement(engine.beam_search(prompts, trie, 50, allowed, blocked), expected, bench.rounding)
+    ratio, both = seconds["engine"] / seconds["prefill"], [taken["engine"], taken["prefill"]]
+    what = "engine / prefill with the head on the last position"
     return [
-        figure("atomic", setting, "engine, per user", seconds["engine"] / bench.users, "s"),
-        figure("atomic", setting, "engine / prefill with the head on the last position", ratio, "x", most=1.05),
+        figure("atomic", setting, "engine, per user", seconds["engine"] / bench.users, "s", samples=both[:1]),
+        figure("atomic", setting, what, ratio, "x", most=1.05, samples=both),
+        figure("atomic", setting, "places that differ from a masked top-k of the prefill", differ, "", most=0),
     ]
 
 
@@ -255,6 +311,16 @@ class _Unshared(LocalEngine):
 
     def _prefill_common(self, prompts: Any) -> None:
         return None
+
+
+class _Fixed(LocalEngine):
+    """Takes every load as one batch, whatever the memory."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, max_batch_tokens=2**40)
+
+    def _memory(self) -> int:
+        return 2**60
 
 
 _HEAD = (
@@ -269,18 +335,25 @@ _HEAD = (
 
 
 def _common_prefix(bench: _Bench) -> list[Row]:
-    """What all prompts of a load begin with: the shipped sequence prompt with a long system block before its head."""
+    """What all prompts of a load begin with: the head of the shipped prompt, and of one with a long system block."""
+    return [*_one_prefix(bench, "shipped prompt", ""), *_one_prefix(bench, "long prompt", _HEAD)]
+
+
+def _one_prefix(bench: _Bench, name: str, system: str) -> list[Row]:
     table, trie = bench.codes()
     try:
-        tokenizer = base.find("smollm2" if bench.name == "random-135m" else bench.name).tokenizer()
+        tokenizer = base.find("smollm2" if bench.name.startswith("random-") else bench.name).tokenizer()
     except (AdapterError, PromptError):
-        head = _random_prompts(bench.vocabulary, [180])[0]
-        progress.say("the model brings no tokenizer: a head of 180 random tokens")
+        length = 180 if system else 12
+        head = _random_prompts(bench.vocabulary, [length])[0]
+        progress.say(f"the model brings no tokenizer: a head of {length} random tokens")
     else:
-        prompt = Prompt.parse(f"{{% block system %}}{_HEAD}{{% endblock %}}{PROMPT}", "next_item_long")
-        frame, plain = make_frame(tokenizer, system=True), plain_tokenizer(tokenizer)
+        block = f"{{% block system %}}{system}{{% endblock %}}" if system else ""
+        prompt = Prompt.parse(block + PROMPT, "next_item")
+        frame, plain = make_frame(tokenizer, system=bool(system)), plain_tokenizer(tokenizer)
         told = [
-            plain.encode(prompt.render(block)[0].text, add_special_tokens=False).ids for block in ("system", "user")
+            [token for part in prompt.render(block) for token in plain.encode(part.text, add_special_tokens=False).ids]
+            for block in ("system", "user")
         ]
         ids = frame.before_system + told[0] + frame.before_user + told[1] + frame.before_answer
         head = np.array(ids, dtype=np.int64)
@@ -300,10 +373,11 @@ def _common_prefix(bench: _Bench) -> list[Row]:
     calls = {name: partial(searched, name, engine) for name, engine in (("shared", shared), ("whole", whole))}
     seconds = interleaved(calls, bench.repeats, bench.clock)
     ratio = median(seconds["whole"]) / median(seconds["shared"])
-    differ, _ = disagreement(found["shared"], found["whole"], 1e-3)
-    setting = f"head of {len(head)} tokens, 1-15 items, {len(prompts)} users, 20 beams"
+    differ, _ = disagreement(found["shared"], found["whole"], bench.rounding)
+    setting = f"{name}, head of {len(head)} tokens, 1-15 items, {len(prompts)} users, 20 beams"
+    what = "every prompt prefilled whole / common prefix once"
     return [
-        figure("prefix", setting, "every prompt prefilled whole / common prefix once", ratio, "x", least=1),
+        figure("prefix", setting, what, ratio, "x", least=1 if system else None, samples=list(seconds.values())),
         figure("prefix", setting, "places that differ", differ, "", most=0),
     ]
 
@@ -314,7 +388,7 @@ def _throughput(bench: _Bench, load: int) -> list[Row]:
     layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
     torch.manual_seed(0)
     small = LlamaForCausalLM(LlamaConfig(**sizes, **layers, tie_word_embeddings=True))
-    small = small.to(bench.model.device).eval()
+    small = small.to(bench.model.dtype).to(bench.model.device).eval()
     few = min(load, 8 * bench.users)
     return [
         *_batches(bench, "small base", small, 1000, load, (1, 8, 32, 128, 512)),
@@ -323,29 +397,44 @@ def _throughput(bench: _Bench, load: int) -> list[Row]:
 
 
 def _batches(bench: _Bench, name: str, model: Any, vocabulary: int, users: int, peers: Sequence[int]) -> list[Row]:
-    """The engine's own batches beside fixed ones of users sorted by length, the strongest peer of a fixed size."""
+    """The engine's own batches beside fixed ones of users sorted by length, the strongest peer of a fixed size.
+
+    The goal is the small base's: with a larger model there are fewer users.
+    """
     trie = Trie.build(catalogue(bench.items, _LEVELS, _CODES, vocabulary))
     items = np.random.default_rng(0).geometric(0.08, size=users).clip(max=48)
     prompts = sorted(_random_prompts(vocabulary, (4 + _LEVELS * items).tolist()), key=len, reverse=True)
-    engine, fixed = LocalEngine(model), LocalEngine(model, max_batch_tokens=2**30)
+    engine, fixed = LocalEngine(model), _Fixed(model)
     progress.say(f"throughput: {users:,} users, {name}")
 
     def in_batches(size: int) -> None:
-        for start in range(0, users, size):
-            fixed.beam_search(prompts[start : start + size], trie, 20)
+        parts = [fixed.beam_search(prompts[at : at + size], trie, 20) for at in range(0, users, size)]
+        found[size] = Beams(np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]), [])
 
-    calls: dict[str, Callable[[], Any]] = {"engine": lambda: engine.beam_search(prompts, trie, 20)}
+    def in_own_batches() -> None:
+        found[0] = engine.beam_search(prompts, trie, 20)
+
+    found: dict[int, Beams] = {}
+    calls: dict[str, Callable[[], Any]] = {"engine": in_own_batches}
     calls |= {f"{size}": partial(in_batches, size) for size in peers if size <= users}
-    seconds = interleaved(calls, bench.repeats, bench.clock, patience=60)
+    seconds = interleaved(calls, bench.repeats, bench.clock)
     rates = {key: users / median(taken) for key, taken in seconds.items()}
     own = rates.pop("engine")
     best = max(rates, key=rates.__getitem__)
+    differ = sum(disagreement(found[0], found[size], bench.rounding)[0] for size in found)
     setting = f"{name}, {users:,} users of {len(prompts[-1])}-{len(prompts[0])} tokens, 20 beams"
     return [
-        figure("throughput", setting, "engine", own, "users/s"),
-        *(figure("throughput", setting, f"fixed batches of {key}", rate, "users/s") for key, rate in rates.items()),
-        figure("throughput", setting, f"engine / best fixed size ({best})", own / rates[best], "x", least=0.85),
-    ]
+        figure("throughput", setting, "engine", own, "users/s", samples=[seconds["engine"]]),
+        *(
+            figure("throughput", setting, f"fixed batches of {key}", rate, "users/s", samples=[seconds[key]])
+            for key, rate in rates.items()
+        ),
+        figure(
+            "throughput", setting, f"engine / best fixed size ({best})", own / rates[best], "x",
+            least=0.85 if name == "small base" else None, samples=[seconds["engine"], seconds[best]],
+        ),
+        figure("throughput", setting, "places that differ, all sizes", differ, "", most=0),
+    ]  # fmt: skip
 
 
 def _profile(bench: _Bench) -> list[Row]:
@@ -359,9 +448,15 @@ def _profile(bench: _Bench) -> list[Row]:
         prompts = _random_prompts(bench.vocabulary, [length] * bench.users)
         engine.beam_search(prompts, trie, beams)
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as taken:
+            began = time.perf_counter()
             engine.beam_search(prompts, trie, beams)
+            if cuda:
+                torch.cuda.synchronize()
+            wall = 1e6 * (time.perf_counter() - began)
         spent = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in taken.key_averages()]
-        total = sum(time_ for _, time_ in spent) or 1
+        total = max(wall, sum(time_ for _, time_ in spent))
+        outside = 100 * (1 - sum(time_ for _, time_ in spent) / total)
+        rows.append(figure("profile", f"{length} tokens, {beams} beams", "outside of operators", outside, "%"))
         for name, time_ in sorted(spent, key=lambda pair: -pair[1])[:8]:
             rows.append(figure("profile", f"{length} tokens, {beams} beams", name, 100 * time_ / total, "%"))
     return rows
@@ -404,8 +499,10 @@ def _beam_loss(data: Path | None, quick: bool) -> list[Row]:
             validation=config.Validation(users=200),
             training={"num_train_epochs": 1 if quick else 4, "learning_rate": 2e-3, "per_device_train_batch_size": 16},
         )  # fmt: skip
+        began = time.perf_counter()
         progress.say(f"beam loss: training on {len(loaded.user_ids):,} users and {n:,} items")
         trained = Recommender.load(training.train(recipe, loaded, name="bench", workspace=root))
+        took = time.perf_counter() - began
         cases = loaded.split("leave_one_out").test
         chosen = np.arange(min(len(cases), 20 if quick else 200))
         histories = [cases.histories[i] for i in chosen]
@@ -413,6 +510,7 @@ def _beam_loss(data: Path | None, quick: bool) -> list[Row]:
         rows = []
         setting = (
             f"{'generated data' if data is None else data.name}, {n:,} items of 3 x {codes} codes, {len(chosen)} users"
+            f", a small random base trained for {took:.0f} s in float32"
         )
         for beams in (10, 20, 50):
             found = trained.search(histories, 10, num_beams=beams).items
@@ -437,11 +535,13 @@ def decode(
     dtype: Literal["float32", "bfloat16"] = "float32",
     data: Path | None = None,
     quick: bool = False,
+    tokens: int | None = None,
+    beams: int | None = None,
 ) -> Report:
     """`genrec bench decode`: the engine beside its peers and the floor.
 
     Args:
-        model: A base, by name or folder, or ``random-135m``.
+        model: A base, by name or folder, or ``random-135m`` or ``random-0.6b``.
         parts: Which of ``PARTS``.
         users: Prompts of one call.
         load: Users of the throughput part.
@@ -450,7 +550,8 @@ def decode(
         clock: ``cpu`` counts processor time, for a machine that does other things too.
         device, dtype: Where and how the model runs.
         data: A data set folder for the part ``beam-loss``; unset: generated data.
-        quick: Tiny settings that show that everything runs; their figures mean nothing.
+        quick: Tiny settings that show that everything runs; their times mean nothing and have no goals.
+        tokens, beams: One setting of your own instead of ``SETTINGS``, both or none.
 
     Raises:
         ConfigError: An unknown part, or a number out of range.
@@ -458,20 +559,38 @@ def decode(
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise ConfigError(f"bench decode: no part {unknown[0]!r}. {config.suggestion(unknown[0], PARTS)}")
-    if min(users, load, repeats, threads or 1) < 1:
-        raise ConfigError(
-            f"bench decode: users {users}, load {load}, repeats {repeats}, threads {threads}: at least 1."
-        )
+    if (tokens is None) != (beams is None):
+        raise ConfigError("bench decode: --tokens and --beams make a setting together; give both.")
+    numbers = {"users": users, "load": load, "repeats": repeats, "threads": threads, "tokens": tokens, "beams": beams}
+    if any(number is not None and number < 1 for number in numbers.values()):
+        told = ", ".join(f"{name} {number}" for name, number in numbers.items() if number is not None)
+        raise ConfigError(f"bench decode: {told}: at least 1.")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device is {device!r}, and PyTorch refused it: {error}") from error
     if threads is not None:
         torch.set_num_threads(threads)
-    given = {"model": model, "users": users, "repeats": repeats, "clock": clock, "device": device, "dtype": dtype}
+    load = min(load, 40) if quick else load
     settings, items, large = (((12, 3),), 60, 90) if quick else (SETTINGS, _ITEMS, 200_000)
+    if tokens is not None and beams is not None:
+        settings = ((tokens, beams),)
+    given = {
+        "model": model, "parts": list(parts), "users": users, "load": load, "repeats": repeats, "clock": clock,
+        "device": device, "dtype": dtype, "data": None if data is None else str(data), "quick": quick,
+        "settings": [list(setting) for setting in settings], "items": items,
+    }  # fmt: skip
     rows: list[Row] = []
     if set(parts) - {"beam-loss"}:
-        loaded = load_model(model, getattr(torch, dtype), device)
+        halved = dtype != "float32" and "floor" in parts
+        loaded = load_model(model, torch.float32 if halved else getattr(torch, dtype), device)
         vocabulary = loaded.get_input_embeddings().weight.shape[0]
         adapter.resize(loaded, vocabulary + _LEVELS * _CODES)
-        bench = _Bench(loaded, model, vocabulary, users, repeats, clock, settings, items, large)
+        exact = loaded if halved else None
+        if exact is not None:
+            loaded = copy.deepcopy(exact).to(getattr(torch, dtype))
+        has_goals = (model, dtype, users) == ("smollm2", "float32", 4)
+        bench = _Bench(loaded, model, vocabulary, users, repeats, clock, settings, items, large, has_goals, exact)
         if {"generate", "floor"} & set(parts):
             for length, beams in settings:
                 found = _generate_and_floor(bench, length, beams, "generate" in parts)
@@ -479,11 +598,13 @@ def decode(
         if "prefix" in parts:
             rows += _common_prefix(bench)
         if "throughput" in parts:
-            rows += _throughput(bench, 40 if quick else load)
+            rows += _throughput(bench, load)
         if "profile" in parts:
             rows += _profile(bench)
         if "atomic" in parts:  # Last: it enlarges the vocabulary.
             rows += [*_atomic(bench, items), *_atomic(bench, large)]
     if "beam-loss" in parts:
         rows += _beam_loss(data, quick)
-    return Report(conditions(**given), sorted(rows, key=lambda row: PARTS.index(row.part)))
+    if quick:  # What both sides answer (rows without a unit) must agree all the same.
+        rows = [replace(row, goal="", met=None) if row.unit else row for row in rows]
+    return Report(conditions(**given), sorted(rows, key=lambda row: PARTS.index(row.part)), "decode")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from genrec.decoding import MAX_BEAMS, Beams, Bools, Ints, Trie
+from genrec.decoding import Beams, Bools, Ints, Trie
 from genrec.errors import DecodingError
 
 
@@ -72,15 +72,10 @@ def token_arrays(
     return arrays
 
 
-def check_search(trie: Trie, num_beams: int, vocab_size: int, n: int, *lists: Sequence[Ints | None] | None) -> None:
-    """Refuse a number of beams out of range, a trie made for another vocabulary, and lists that are not one each."""
-    if not 1 <= num_beams <= MAX_BEAMS:
-        raise DecodingError(f"num_beams must be 1 .. {MAX_BEAMS}, not {num_beams}")
+def check_trie(trie: Trie, vocab_size: int) -> None:
+    """Refuse a trie made for another vocabulary."""
     if (token := int(trie.token.max())) >= vocab_size:
         raise DecodingError(
             f"the trie holds token {token} and the model's vocabulary ends at {vocab_size - 1}: "
             "the identifiers belong to another tokenizer"
         )
-    for name, one in zip(("blocked", "only"), lists, strict=True):
-        if one is not None and len(one) != n:
-            raise DecodingError(f"{name} has {len(one)} lists for {n} prompts")

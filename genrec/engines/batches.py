@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from genrec.decoding import Ints
 from genrec.errors import DecodingError
 
-# Limits of a container (cgroup 2 and 1): what it may use, and what it uses.
-_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+_CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# A container's limit, what it uses, and the part of it that is pages of files, which the kernel gives back: for
+# cgroup 2, and for cgroup 1, whose folders lie below one for each controller.
+_NAMES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 _UNKNOWN = 4 * 2**30  # Where a system does not tell.
 
 
@@ -31,13 +33,28 @@ def memory_at_hand(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    free = _available()
-    for limit, used in _LIMITS:
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # No such file, or "max".
+    return max(min([_available(), *_containers()]), 0)
+
+
+def _containers() -> Iterator[int]:
+    """What the cgroups of this process leave, its own one and those around it."""
+    try:
+        lines = [line.split(":", 2) for line in _OWN_CGROUP.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in lines:
+        kind = "memory" if "memory" in controllers.split(",") else controllers
+        if kind not in _NAMES:
             continue
-    return max(free, 0)
+        limit, used, files = _NAMES[kind]
+        own = Path(path.lstrip("/"))
+        for folder in (_CGROUP / kind / part for part in (own, *own.parents)):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield left + int(stat.get(files, 0))
+            except (OSError, ValueError):  # No such file, or "max".
+                continue
 
 
 def _available() -> int:
@@ -48,6 +65,10 @@ def _available() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return _UNKNOWN
+
+
+class OutOfMemory(DecodingError, MemoryError):
+    """The memory refuses a single sequence. Within a larger batch it is split like any that is refused."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -91,7 +112,7 @@ def run(batches: Iterable[Ints], lengths: NDArray[np.int64], work: Callable[[Int
     many positions.
 
     Raises:
-        DecodingError: The memory refuses a single sequence.
+        OutOfMemory: The memory refuses a single sequence.
     """
     waiting, most = deque(batches), np.inf
     while waiting:
@@ -105,12 +126,12 @@ def run(batches: Iterable[Ints], lengths: NDArray[np.int64], work: Callable[[Int
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise DecodingError(
+                    raise OutOfMemory(
                         f"prompt {batch[0]}: out of memory, though it is alone in its batch. Use fewer beams, "
                         "a shorter prompt, or a smaller model or dtype."
                     ) from error
             # Here, outside of the handler, the failed batch's tensors are free.
-            most = positions / 2
+            most = (len(batch) + 1) // 2 * (positions // len(batch))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         half = (len(batch) + 1) // 2

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie
-from genrec.engines import check_search, token_arrays
+from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, check_request
+from genrec.engines import check_trie, token_arrays
 from genrec.errors import DecodingError
 
 
@@ -62,7 +62,8 @@ class DummyEngine:
         blocked: Sequence[Ints | None] | None = None,
         only: Sequence[Ints | None] | None = None,
     ) -> Beams:
-        check_search(trie, num_beams, self.vocab_size, len(prompts), blocked, only)
+        check_request(len(prompts), num_beams, blocked, only)
+        check_trie(trie, self.vocab_size)
         states = self._prefixes(token_arrays("prompt", prompts, self.vocab_size))
         search = BeamSearch(trie, len(states), num_beams, allowed, blocked, only)
         states = states[search.owner]

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
-from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, not_finite
-from genrec.engines import check_search, token_arrays
-from genrec.engines.batches import is_out_of_memory, memory_at_hand, micro_batches, run
+from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, check_request, not_finite
+from genrec.engines import check_trie, token_arrays
+from genrec.engines.batches import OutOfMemory, is_out_of_memory, memory_at_hand, micro_batches, run
 from genrec.errors import DecodingError
 
 Rows = list[NDArray[np.int64]]  # token ids, one array a sequence
@@ -41,8 +41,11 @@ _MEMORY_SHARE = 0.5
 _CPU_PIECE, _CUDA_PIECE = 2**20, 2**26
 # A common prefix is prefilled on its own from so many saved tokens on: less does not pay for one more forward.
 _SAVED_TOKENS = 256
-# The longest prompt of the check when an engine is made.
-_CHECKED = 1100
+# Keys of a configuration that tell of attention windows other than ``sliding_window``, which is laid by position id.
+_OTHER_WINDOWS = ("window_size", "attention_window", "attention_types", "attention_chunk_size", "keep_window_size")
+# The check when an engine is made: lengths of its prompts, the window that sliding layers have meanwhile, and the
+# parent in the first step of each beam of the second.
+_CHECKED, _CHECKED_WINDOW, _CHECKED_PARENTS = (14, 11, 5), 6, np.array([2, 0, 0, 1])
 
 
 class LocalEngine:
@@ -52,8 +55,9 @@ class LocalEngine:
     afterwards every module is back in the mode it had, so a model can be evaluated in the middle of its own training.
     Log-probabilities are computed in float32 (float64 if the model is).
 
-    When it is made, the engine compares tree decoding with plain uncached forwards on two random prompts (longer than
-    a sliding window, up to ``_CHECKED`` tokens). If they differ it warns, and decodes by plain forwards.
+    When it is made, the engine compares tree decoding with plain uncached forwards on three random prompts, with the
+    sliding windows of the model shortened to less than them meanwhile. If they differ it warns, and decodes by plain
+    forwards.
 
     Args:
         model: A transformers causal LM; a PEFT model works too.
@@ -86,7 +90,10 @@ class LocalEngine:
         if not kinds:
             kinds = {"full_attention" if window is None else "sliding_attention"}
         self._windows: dict[str, int | None] = {kind: window if kind == "sliding_attention" else None for kind in kinds}
-        self.tree = kinds <= {"full_attention", "sliding_attention"} and self._tree_is_exact()
+        known = kinds <= {"full_attention", "sliding_attention"}
+        known = known and not any(getattr(config, key, None) for key in _OTHER_WINDOWS)
+        self.tree = True  # for the check
+        self.tree = known and self._tree_is_exact()
         if not self.tree:
             what = f"{name} ({config._attn_implementation} attention) cannot decode beams as a tree"
             warnings.warn(f"{what}: each beam is run through the whole model (slower, same results)", stacklevel=2)
@@ -101,7 +108,8 @@ class LocalEngine:
         only: Sequence[Ints | None] | None = None,
     ) -> Beams:
         """See ``Engine.beam_search``."""
-        check_search(trie, num_beams, self.vocab_size, len(prompts), blocked, only)
+        check_request(len(prompts), num_beams, blocked, only)
+        check_trie(trie, self.vocab_size)
         room = None if self.context is None else self.context - trie.max_length
         arrays = token_arrays("prompt", prompts, self.vocab_size, room)
         width = min(num_beams, trie.n_items)
@@ -267,10 +275,14 @@ class LocalEngine:
         """Logits [n, keep, vocabulary] by forwards of whole rows, without cache, mask, padding or position ids."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         logits: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-        for batch in micro_batches(lengths, self.max_batch_tokens, equal=True):
+
+        def work(batch: Ints) -> None:
             inputs = torch.from_numpy(np.stack([rows[i] for i in batch])).to(self.model.device)
             for i, row in zip(batch, self._forward(inputs, keep), strict=True):
                 logits[i] = row
+
+        sizes = self._bytes(lengths, keep, lengths)
+        run(micro_batches(lengths, self.max_batch_tokens, sizes, self._memory(), equal=True), lengths, work)
         return torch.stack(logits) if rows else torch.empty(0, keep, self.vocab_size)
 
     def _prefill_common(self, prompts: Rows) -> DynamicCache | None:
@@ -340,30 +352,50 @@ class LocalEngine:
                 module.training = True
 
     def _tree_is_exact(self) -> bool:
-        """Whether the tree gives the scores of plain forwards, for prompts of two lengths and identifiers of three."""
-        rng = np.random.default_rng(0)
-        window = max([w for w in self._windows.values() if w is not None], default=0)
-        length = min(window + 8 if window else 24, _CHECKED, (self.context or _CHECKED) - 4)
-        if length < 4 or self.vocab_size < 3:
-            return True
-        prompts = [rng.integers(self.vocab_size, size=size) for size in (length, length - 3)]
-        a, b, c = rng.permutation(self.vocab_size)[:3]
-        trie = Trie.build(np.array([[a, a, b], [a, b, a], [a, b, b], [b, a, -1], [c, -1, -1]]))
-        self.tree = False
-        try:
-            plain = self.beam_search(prompts, trie, trie.n_items)
-        except DecodingError:
-            return True  # The logits are not finite: a search will say for which prompt.
-        self.tree = True
-        try:
-            tree = self.beam_search(prompts, trie, trie.n_items)
-        except torch.OutOfMemoryError:
-            raise
-        except (DecodingError, RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+        """Whether a tree of two steps has the log-probabilities of plain forwards, over the whole vocabulary."""
+        config, rng = self.model.config.get_text_config(), np.random.default_rng(0)
+        room = (self.context or 2**30) - 6
+        if room < 1:
             return False
-        # A wrong mask moves scores by a share of their spread; rounding moves them by far less, in half precision too.
-        share = 1e-3 if torch.finfo(self.model.dtype).bits >= 32 else 0.1
-        return bool(np.abs(plain.scores - tree.scores).max() <= share * plain.scores.std() + 1e-5)
+        prompts = [rng.integers(self.vocab_size, size=min(size, room)) for size in _CHECKED]
+        n, width = len(prompts), len(_CHECKED_PARENTS)
+        first, second = rng.integers(self.vocab_size, size=(n, 3)), rng.integers(self.vocab_size, size=(n, width))
+        parents = (np.arange(n)[:, None] * 3 + _CHECKED_PARENTS).ravel()
+        owners = np.arange(n).repeat(3), np.arange(n).repeat(width)
+        tails = np.stack([first.ravel()[parents], second.ravel()], axis=1)
+        rows = [np.concatenate([prompts[i], tail]) for i, tail in zip(owners[1], tails, strict=True)]
+        windows, window = self._windows, getattr(config, "sliding_window", None) or 0
+        try:
+            if any(windows.values()):
+                config.sliding_window = min(window, _CHECKED_WINDOW)
+                self._windows = {kind: one and config.sliding_window for kind, one in windows.items()}
+            with self._inference():
+                plain = self._distributions(self._plain(rows, 3))
+                try:
+                    tree = _Tree(self, prompts, None)
+                    found = [tree.logits[self._index(owners[1])]]
+                    for owner, token, parent in ((owners[0], first, owners[0]), (owners[1], second, parents)):
+                        logits, places = tree.step(owner, token.ravel(), parent)
+                        found.append(logits[self._index(places if parent is parents else places[parents])])
+                    error = self._distributions(torch.stack(found, dim=1)) - plain
+                except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as refused:
+                    if is_out_of_memory(refused):
+                        raise OutOfMemory("out of memory while the engine is made; use a smaller dtype") from refused
+                    return False
+                if not plain.isfinite().all():
+                    return True  # A search will say for which prompt.
+                if error.abs().max() <= 1e-4:
+                    return True
+                # Half precision: rounding is told by plain forwards of longer rows, whose last tokens change nothing.
+                again = self._distributions(self._plain([np.append(row, row[:4]) for row in rows], 7)[:, :3])
+        finally:
+            if any(windows.values()):
+                config.sliding_window, self._windows = window, windows
+        rounding = 3 * _worst(again - plain) + 4 * torch.finfo(self.model.dtype).eps * float(plain.std(dim=-1).max())
+        return _worst(error) <= rounding
+
+    def _distributions(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
 class _Tree:
@@ -400,6 +432,11 @@ class _Tree:
         mask = self.engine._mask(visible, queries, self.positions)
         logits = self.engine._forward(inputs, width, self.cache, attention_mask=mask, position_ids=queries)
         return logits.flatten(0, 1), owner.astype(np.int64) * width + column
+
+
+def _worst(difference: torch.Tensor) -> float:
+    """The largest root of the mean square of the distributions in ``difference`` [..., vocabulary]."""
+    return float(difference.square().mean(dim=-1).sqrt().max())
 
 
 def _context(config: Any) -> int | None:

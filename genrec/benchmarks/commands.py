@@ -1,0 +1,60 @@
+"""The commands of `genrec bench`, which the command line takes in and prints. They import PyTorch when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from genrec.benchmarks import Report
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Out = Annotated[Path | None, typer.Option(help="Write the JSON and a picture to this folder.")]
+
+
+def decode(
+    model: Annotated[str, typer.Option(help="A base by name or folder, random-135m or random-0.6b.")] = "smollm2",
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="generate, floor, atomic, prefix, throughput, profile or beam-loss; unset: all."),
+    ] = None,
+    users: Annotated[int, typer.Option(help="Prompts of one call.")] = 4,
+    load: Annotated[int, typer.Option(help="Users of the throughput part.")] = 1000,
+    tokens: Annotated[int | None, typer.Option(help="Prompt tokens of a setting of your own, with --beams.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Beams of a setting of your own, with --tokens.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    device: Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it.")] = "cpu",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    data: Annotated[Path | None, typer.Option(help="A data set folder for beam-loss; unset: generated data.")] = None,
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny settings, to see that it runs.")] = False,
+    json_: Json = False,
+) -> tuple[Report, bool, list[Path]]:
+    """The engine beside `generate`, and beside the floor that operations give; takes some minutes."""
+    from genrec.benchmarks import decode as benchmark
+
+    report = benchmark.decode(
+        model, parts=part or benchmark.PARTS, users=users, load=load, threads=threads, repeats=repeats, clock=clock,
+        device=device, dtype=dtype, data=data, quick=quick, tokens=tokens, beams=beams,
+    )  # fmt: skip
+    return report, json_, report.save(out, "decode") if out is not None else []
+
+
+def trie(
+    items: Annotated[int, typer.Option(help="Of the catalogue.")] = 1_000_000,
+    users: Annotated[int, typer.Option(help="Whose masks are set at once.")] = 8,
+    beams: Annotated[int, typer.Option(help="Of the masked searches.")] = 50,
+    history: Annotated[int, typer.Option(help="Items that a user has seen.")] = 200,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 9,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    out: Out = None,
+    json_: Json = False,
+) -> tuple[Report, bool, list[Path]]:
+    """Building, size, children, masks and saving of a trie, beside a trie of Python dicts."""
+    from genrec.benchmarks import trie as benchmark
+
+    report = benchmark.trie(items, users=users, num_beams=beams, history=history, repeats=repeats, clock=clock)
+    return report, json_, report.save(out, "trie") if out is not None else []
