@@ -119,13 +119,16 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     with _refusals(path, temporary):
         _restore(path)
         if path.exists() and not overwrite:
-            raise StorageError(f"{path} exists already. Remove it, or choose another name.")
+            raise StorageError(f"{path} exists already. Choose another name, or replace it: --overwrite.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             yield temporary
+            readable = temporary.stat().st_mode & 0o666  # Some writers make files that nobody else can read.
             for entry in sorted(temporary.rglob("*")):
+                if entry.is_file():
+                    entry.chmod(readable)
                 _sync(entry)
             _sync(temporary)
             if path.exists():

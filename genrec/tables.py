@@ -67,6 +67,7 @@ def check(
         raise ConfigError("item_columns is given, but no items table.")
     if users is None and user_columns:
         raise ConfigError("user_columns is given, but no users table.")
+    log_places = log[SOURCE].unique(maintain_order=True).to_list()
     places = pl.concat([table[SOURCE] for table in (log, catalogue, people) if table is not None])
     sources = list(dict.fromkeys(Path(place).name for place in places.unique(maintain_order=True)))
     bad = []
@@ -88,7 +89,8 @@ def check(
         detail = f"{rows:,} rows were read, {faults.height:,} of them malformed"
         detail += "".join(f", {count:,} dropped by {why}" for why, count in dropped.items())
         example = f" First of the malformed ones: {_row_text(faults, 0)}." if faults.height else ""
-        raise DataError(f"no interactions are left in {', '.join(sources)}: {detail}.{example}")
+        read = ", ".join(dict.fromkeys(Path(place).name for place in log_places))
+        raise DataError(f"no interactions are left in {read or 'the log'}: {detail}.{example} Give a log with events.")
     log, order, filled = _ordered(log)
     if catalogue is None:
         ids = log.sort("__row").select("item_id").unique(maintain_order=True)

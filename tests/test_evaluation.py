@@ -363,5 +363,5 @@ def test_a_column_that_the_users_lack_is_refused(workspace: Path, data: genrec.D
     manifest["files"]["prompts/next_item.jinja"] = files.file_hash(prompt)
     (adapter / "genrec.json").write_text(json.dumps(manifest))
     without = genrec.Dataset.from_frames(data.interactions, data.items, name="tiny")
-    with pytest.raises(DataError, match="no column .age"):
+    with pytest.raises(DataError, match=r"no column .age"):
         evaluate(tmp_path / "copy" / "eval" / "tiny.toml", without)
