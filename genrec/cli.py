@@ -55,7 +55,7 @@ def _print_bench(done: Any) -> None:
     for path in written:
         progress.say(str(path))
     if not report.agrees:
-        progress.say("the sides of a comparison answer differently: see the rows that are MISSED without a unit")
+        progress.say("the sides of a comparison give different items: see the rows of places that differ")
         raise typer.Exit(8)
 
 

@@ -82,8 +82,11 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether both sides of all comparisons answer the same: these rows have no unit."""
-        return all(row.met is not False for row in self.rows if not row.unit)
+        """Whether both sides of all comparisons give the same items: the rows whose goal is that nothing differs.
+
+        A difference of scores is told, met or missed; rounding alone makes one that no item shows.
+        """
+        return all(row.met is not False for row in self.rows if row.goal == "<= 0")
 
     def table(self) -> list[list[str]]:
         """The rows as text."""
