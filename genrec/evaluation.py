@@ -161,9 +161,7 @@ def evaluate(
     split.check()
     if not len(split.test):
         raise DataError(f"{spec.data}: the split {spec.split} leaves no test case (users need 3 interactions or more).")
-    cases = np.arange(len(split.test))
-    if 0 < spec.users < len(cases):
-        cases = np.sort(np.random.default_rng([spec.seed, 4]).choice(cases, spec.users, replace=False))
+    cases = split.test.draw(spec.users, [spec.seed, 4])
     exclude_seen = bool(data.manifest["exclude_seen"]) if spec.exclude_seen is None else spec.exclude_seen
     targets = split.test.targets[cases]
     histories = [split.test.histories[case] for case in cases]

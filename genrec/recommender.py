@@ -16,7 +16,7 @@ from genrec.decoding import MAX_BEAMS, Beams, Trie
 from genrec.engines import Engine
 from genrec.errors import ConfigError, UnknownIdError
 from genrec.prompts import Prompt
-from genrec.tokenization import Span, Tokenization
+from genrec.tokenization import Span, Tokenization, kept_from
 
 History = Sequence[str]
 
@@ -293,8 +293,7 @@ def render(
         head = tokenization.head(prompt, row)
         size = sum(len(span.ids) for span in head)
         kept = tokenization.sequence(prompt, events, row)[size:]
-        lengths = tokenization.fragment_lengths(prompt, events)
-        cut = len(events) - int((np.cumsum(lengths[::-1]) <= len(kept)).sum())
+        cut = kept_from(tokenization.fragment_lengths(prompt, events), len(kept))
         read = head + [span for event in events[cut:] for span in tokenization.fragment_spans(prompt, int(event))]
         answer = tokenization.fragment_spans(prompt, asked)[:1] if asked is not None else []
         counts = {"head": size, "history": len(kept)}

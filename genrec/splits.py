@@ -30,6 +30,13 @@ class Cases:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def draw(self, count: int, seed: Sequence[int]) -> np.ndarray:
+        """Positions of ``count`` cases drawn by ``seed``, ascending; of all where ``count`` is 0 or not below them."""
+        every = np.arange(len(self))
+        if not 0 < count < len(self):
+            return every
+        return np.sort(np.random.default_rng(seed).choice(every, count, replace=False))
+
 
 @dataclass(frozen=True, eq=False)
 class Truth:

@@ -6,6 +6,7 @@ spell a control or identifier token, and what is trained is token for token what
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,6 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
     What it encodes is text and nothing else, whatever the text spells.
     """
-    import json
-
     from tokenizers import Tokenizer
 
     backend = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -36,7 +36,7 @@ from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, DataError, DecodingError, GenrecError, LeakError, PromptError, StorageError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
-from genrec.splits import Cases, Split
+from genrec.splits import Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, text_tokens
 
 VALIDATION_BEAMS = 20
@@ -401,13 +401,6 @@ def identify(
     return found, inherited
 
 
-def _sample(cases: Cases, count: int, seed: int) -> np.ndarray:
-    chosen = np.arange(len(cases))
-    if 0 < count < len(chosen):
-        chosen = np.sort(np.random.default_rng([seed, 3]).choice(chosen, count, replace=False))
-    return chosen
-
-
 def train(
     recipe: str | Path | Recipe,
     data: Dataset | None = None,
@@ -524,12 +517,10 @@ def _run(
 ) -> _Watch:
     """Train ``model`` in place on ``rows`` and leave the best weights by validation in it."""
     tokenization = rows.tokenization
-    chosen = _sample(split.valid, recipe.validation.users, recipe.seed)
+    chosen = split.valid.draw(recipe.validation.users, [recipe.seed, 3])
     histories, targets = [split.valid.histories[case] for case in chosen], split.valid.targets[chosen]
     who = [rows.users[split.valid.users[case]] if rows.users is not None else None for case in chosen]
-    asked = [
-        tokenization.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)
-    ]  # fmt: skip
+    asked = [tokenization.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)]
     blocked = [np.unique(history) for history in histories] if exclude_seen else None
     trie = Trie.build(tokenization.tokens)
     engine = LocalEngine(model.get_base_model() if isinstance(model, PeftModel) else model)

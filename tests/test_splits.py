@@ -266,3 +266,13 @@ def test_event_weights_stay_with_their_events() -> None:
             expected = [1.0 if int(data.item_ids[item][1:]) % 2 else 0.25 for item in history]
             assert weights.tolist() == expected
     assert Dataset.from_frames(table.drop("event")).split().train_weights is None
+
+
+def test_drawn_cases_are_ascending_and_decided_by_the_seed() -> None:
+    cases = Cases(np.arange(9, dtype=np.int32), [np.array([0], dtype=np.int32)] * 9, np.arange(9, dtype=np.int32))
+    drawn = cases.draw(4, [7, 3])
+    assert len(drawn) == len(set(drawn.tolist())) == 4
+    assert drawn.tolist() == sorted(drawn.tolist()) == cases.draw(4, [7, 3]).tolist()
+    assert any(cases.draw(4, [seed, 3]).tolist() != drawn.tolist() for seed in range(5))
+    for count in (0, 9, 10):
+        assert cases.draw(count, [7, 3]).tolist() == list(range(9))
