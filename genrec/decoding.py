@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ MAX_BEAMS = 65_536
 _MARK = 0x45495254  # "TRIE", the first of the numbers in a saved trie; the second is the version of the format.
 _VERSION, _HEADER = 1, 16  # The header is 16 numbers: mark, version, nodes, items, longest identifier, 3 unused, hash.
 _CHUNK = 2**16
+_SLACK = 1.25  # Levels are fed ahead where they hold at most so many times the beams that will live on in them.
 _BELOW = np.array([(1 << bit) - 1 for bit in range(64)], dtype=np.uint64)  # The bits below each bit of a word.
 
 Ints = NDArray[np.integer[Any]]
@@ -222,6 +223,24 @@ class Trie:
             last = np.where(inner, end - 1, last)
 
 
+class Level(NamedTuple):
+    """Nodes of one level, sorted by owner: int [m] each, with the meaning that they have in ``BeamSearch``.
+
+    ``parent`` is a row of the level above; of the first level, of the live beams of the step before.
+    """
+
+    owner: Ints
+    node: Ints
+    token: Ints
+    parent: Ints
+
+    def find(self, owner: Ints, node: Ints) -> NDArray[np.int64]:
+        """The rows of nodes that are among these."""
+        keys = (self.owner.astype(np.int64) << 32) + self.node
+        order = np.argsort(keys)
+        return order[np.searchsorted(keys, (owner.astype(np.int64) << 32) + node, sorter=order)]
+
+
 @dataclass(frozen=True)
 class Beams:
     """The items found for n prompts, best first.
@@ -342,18 +361,44 @@ class BeamSearch:
 
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The legal continuations of the live beams: (row of the live beam [c], token [c])."""
-        rows, tokens, nodes = self.trie.children(self.node)
+        self._rows, tokens, self._nodes = self._children(self.owner, self.node)
+        return self._rows, tokens
+
+    def _children(self, owner: Ints, node: Ints) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+        """``Trie.children`` of nodes of some prompts, those alone below which an item is open."""
+        rows, tokens, nodes = self.trie.children(node)
         if self._open is not None and len(rows):
             # Siblings divide the interval of their parent: one ends where the next begins, the last with the parent.
-            own = self._row[self.owner]
+            own = self._row[owner]
             before = self._open.rank(own.take(rows), self.trie.lo.take(nodes))
             last = np.searchsorted(rows, np.arange(len(own)), side="right") - 1
             after = np.append(before[1:], 0)
-            after[last] = self._open.rank(own, self.trie.interval(self.node)[1])
+            after[last] = self._open.rank(own, self.trie.interval(node)[1])
             legal = np.flatnonzero(after > before)
             rows, tokens, nodes = rows.take(legal), tokens.take(legal), nodes.take(legal)
-        self._rows, self._nodes = rows, nodes
-        return rows, tokens
+        return rows, tokens, nodes
+
+    def ahead(self, most: int) -> list[Level]:
+        """The live beams, and after them the levels below that an engine does well to feed in the same forward.
+
+        Where identifiers hardly branch any more, whole levels are hardly more than the beams that will live on in them,
+        and feeding them now saves their forwards. The search is the same: it takes the steps one by one.
+
+        Args:
+            most: Nodes of all levels per live beam, at most.
+        """
+        levels = [Level(self.owner, self.node, self.token, self.parent)]
+        fed = needed = len(self.owner)
+        while True:
+            above = levels[-1]
+            rows, tokens, nodes = self._children(above.owner, above.node)
+            inner = np.flatnonzero(~self.trie.is_leaf(nodes))
+            owner = above.owner[rows[inner]]
+            fed += len(inner)
+            needed += int(np.minimum(np.bincount(owner), self.num_beams).sum())
+            if not len(inner) or fed > _SLACK * needed or fed > most * len(self.owner):
+                return levels
+            levels.append(Level(owner, nodes[inner], tokens[inner], rows[inner]))
 
     def advance(self, logprobs: Floats, rows: Ints | None = None, nodes: Ints | None = None) -> None:
         """Take one step.

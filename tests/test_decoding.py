@@ -347,6 +347,7 @@ class TestMasks:
         rebuilt[alone] = True
         assert np.array_equal(rebuilt, opened[:, trie.items])
         prefixes: list[tuple[int, ...]] = [()] * len(search.owner)
+        waiting, last = [], np.arange(len(search.owner))
         while not search.done:
             rows, tokens = search.candidates()
             found = sorted((*prefixes[r], int(search.owner[r]), int(t)) for r, t in zip(rows, tokens, strict=True))
@@ -355,9 +356,37 @@ class TestMasks:
                 below = (table[:, : len(prefix)] == prefix).all(axis=1) & opened[owner]
                 expected += [(*prefix, owner, int(t)) for t in np.unique(table[below, len(prefix)])]
             assert found == sorted(expected)
+            # Every live beam that is reached later stands in what goes ahead, with its own parent above it.
+            if waiting:
+                level = waiting.pop(0)
+                place = level.find(search.owner, search.node)
+                assert level.owner[place].tolist() == search.owner.tolist()
+                assert level.node[place].tolist() == search.node.tolist()
+                assert level.token[place].tolist() == search.token.tolist()
+                assert level.parent[place].tolist() == last[search.parent].tolist()
+            elif prefixes[0]:
+                first, *waiting = search.ahead(3)
+                assert sum(map(len, [first.node, *(level.node for level in waiting)])) <= 3 * len(search.node)
+                place = np.arange(len(search.node))
+            else:
+                place = np.arange(len(search.node))
+            last = place
             pairs = zip(rows, tokens, strict=True)
             search.advance(np.array([model.logprob(search.owner[r], prefixes[r], min(t, CODES)) for r, t in pairs]))
             prefixes = [(*prefixes[p], int(t)) for p, t in zip(search.parent, search.token, strict=True)]
+
+    def test_levels_go_ahead_where_nothing_branches_any_more(self) -> None:
+        # Below 0: three chains of 3; below 1: a chain and a node with 9 children, each of which goes on.
+        chains = [(0, i, 2, 3, 4) for i in range(3)] + [(1, 0, 2, 3, 4)] + [(1, 1, i, 3, 4) for i in range(9)]
+        trie = Trie.build(np.array(chains))
+        for items, sizes in ((range(3), [1, 3, 3, 3]), (range(4), [2, 4, 4, 4]), (range(13), [2, 5])):
+            search = BeamSearch(trie, 1, 4, only=[np.array(items)])
+            search.candidates()
+            search.advance(np.zeros(len(search.candidates()[0])))
+            assert [len(level.node) for level in search.ahead(100)] == sizes
+        search = BeamSearch(trie, 1, 4, only=[np.arange(3)])
+        search.advance(np.zeros(len(search.candidates()[0])))
+        assert [len(level.node) for level in search.ahead(4)] == [1, 3]
 
     def test_rows_of_one_array_are_restrictions_of_their_own(self) -> None:
         trie = Trie.build(np.arange(6)[:, None])

@@ -567,6 +567,19 @@ class TestLocal:
         ):  # fmt: skip
             np.testing.assert_allclose(scores, np.take_along_axis(by_item, items, axis=1), atol=1e-4)
 
+    @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+    def test_what_is_forced_takes_one_forward(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Long titles differ early: the rest of all of them goes through the model together."""
+        rng = np.random.default_rng(0)
+        table = np.concatenate([np.arange(3, 11)[:, None], rng.integers(3, VOCAB, (8, 6))], axis=1)
+        engine, prompts, calls = local_engine(name), random_prompts(0, 3), []
+        forward = LocalEngine._forward
+        monkeypatch.setattr(LocalEngine, "_forward", lambda *args, **kw: calls.append(1) or forward(*args, **kw))
+        found = engine.beam_search(prompts, Trie.build(table), 8)
+        assert len(calls) == 1 + 2  # The prompts; three levels, as many as _AHEAD admits; the last three that are fed.
+        for prompt, items, scores in zip(prompts, found.items, found.scores, strict=True):
+            assert_ranking(items, scores, forward_scores(engine.model, prompt, table), np.arange(8))
+
     def test_ties_go_to_the_lower_item(self) -> None:
         model = make_model("llama")
         with torch.no_grad():

@@ -160,6 +160,26 @@ def prefill(model: Any, inputs: torch.Tensor) -> torch.Tensor:
         return model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
 
 
+class _Told(LocalEngine):
+    """An engine that tells the shapes of its forwards: (sequences, positions), and positions whose logits it kept."""
+
+    def __init__(self, model: Any) -> None:
+        self.forwards: list[tuple[torch.Size, int]] = []
+        super().__init__(model)
+
+    def _forward(self, inputs: torch.Tensor, keep: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.forwards.append((inputs.shape, keep))
+        return super()._forward(inputs, keep, *args, **kwargs)
+
+
+def bare(model: Any, forwards: Sequence[tuple[torch.Size, int]]) -> None:
+    """Forwards of these shapes and nothing else: no cache, no mask, no search."""
+    with torch.inference_mode():
+        for shape, keep in forwards:
+            inputs = torch.zeros(shape, dtype=torch.long, device=model.device)
+            model(input_ids=inputs, use_cache=False, logits_to_keep=keep)
+
+
 # The parts.
 
 
@@ -204,7 +224,7 @@ def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> 
     scores there alone.
     """
     table, trie = bench.codes()
-    engine, prompts = LocalEngine(bench.model), _random_prompts(bench.vocabulary, [length] * bench.users)
+    engine, prompts = _Told(bench.model), _random_prompts(bench.vocabulary, [length] * bench.users)
     setting = f"{length} tokens, {beams} beams"
     progress.say(f"{setting}: {'engine, generate, prefill' if peers else 'engine, prefill'}")
     found: dict[str, Beams] = {}
@@ -216,6 +236,7 @@ def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> 
     half = prompts[: (bench.users + 1) // 2]
 
     def searched(some: list[NDArray[np.int64]]) -> None:
+        engine.forwards = []
         found["engine"] = engine.beam_search(some, trie, beams)
 
     def compared(way: str) -> None:
@@ -224,6 +245,7 @@ def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> 
     calls: dict[str, Callable[[], Any]] = {
         "prefill": partial(prefill, bench.model, bench.inputs(prompts)),
         "engine": partial(searched, prompts),
+        "bare": lambda: bare(bench.model, engine.forwards),
     }
     calls |= {
         way: partial(generated, bench.model, bench.inputs(prompts), _LEVELS, beams, **how) for way, how in ways.items()
@@ -260,6 +282,14 @@ def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> 
         figure("floor", setting, "floor by operations", least_prefills, "prefills"),
         figure("floor", setting, "reached", reached, "prefills", samples=one + alone),
         figure("floor", setting, "reached / floor", reached / least_prefills, "x", most=1.15, samples=one + alone),
+        figure(
+            "floor",
+            setting,
+            "engine / its own forwards bare",
+            seconds["engine"] / seconds["bare"],
+            "x",
+            samples=[taken["engine"], taken["bare"]],
+        ),
     ]
 
 

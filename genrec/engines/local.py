@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
-from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, check_request, not_finite
+from genrec.decoding import Beams, BeamSearch, Bools, Ints, Level, Trie, check_request, not_finite
 from genrec.engines import check_trie, token_arrays
 from genrec.engines.batches import OutOfMemory, is_out_of_memory, memory_at_hand, micro_batches, run
 from genrec.errors import DecodingError
@@ -39,6 +39,8 @@ _MEMORY_SHARE = 0.5
 # Logits in one piece of the normaliser: what a CPU's cache holds, for its steps each go through all of them; or what a
 # GPU should have to do at a time.
 _CPU_PIECE, _CUDA_PIECE = 2**20, 2**26
+# Levels of the trie go ahead with the live beams while all together are at most so many times these.
+_AHEAD = 3
 # A common prefix is prefilled on its own from so many saved tokens on: less does not pay for one more forward.
 _SAVED_TOKENS = 256
 # Keys of a configuration that tell of attention windows other than ``sliding_window``, which is laid by position id.
@@ -155,7 +157,8 @@ class LocalEngine:
             owner = np.repeat(np.arange(len(batch)), counts)
             place = np.concatenate([np.arange(keep - count, keep) for count in counts])
             tokens = np.concatenate([tails[i] for i in batch])
-            picked = self._logprobs(logits.flatten(0, 1), owner * keep + place, tokens)
+            flat = logits.flatten(0, 1)
+            picked = self._logprobs(flat, self._normaliser(flat), owner * keep + place, tokens)
             if not (finite := np.isfinite(picked)).all():
                 raise not_finite(batch[owner[np.argmin(finite)]])
             total[batch] = np.bincount(owner, weights=picked, minlength=len(batch))
@@ -187,26 +190,39 @@ class LocalEngine:
         cache = 2 * config.num_hidden_layers * kv_heads * head * slots
         layer = (6 * hidden + 3 * inner) * fed + 2 * heads * head * slots
         masks = 2 * len(self._windows) * fed * slots
-        return number * (cache + layer + masks + 2 * width * self.vocab_size)
+        return number * (cache + layer + masks + _AHEAD * width * self.vocab_size)
 
     def _search(self, search: BeamSearch, prompts: Rows, prefix: DynamicCache | None) -> None:
         """Run the search of one micro-batch to its end."""
         tree = _Tree(self, prompts, prefix) if self.tree else None
         logits = tree.logits if tree else self._plain(prompts)[:, 0]
-        beams = [prompts[i] for i in search.owner]
-        rows: Ints = search.owner  # the row of the logits of each live beam
         if search.trie.max_length == 1 and not search.done:
             self._select(search, logits)
+            return
+        normaliser = self._normaliser(logits)
+        beams = [prompts[i] for i in search.owner]
+        rows: Ints = search.owner  # the row of the logits of each live beam
+        place: Ints = search.owner  # and its row in the level that was fed with it
+        levels: list[tuple[Level, Ints]] = []  # what was fed and not searched yet, with the rows of its logits
         while not search.done:
             parents, tokens = search.candidates()
-            search.advance(self._logprobs(logits, rows[parents], tokens))
+            search.advance(self._logprobs(logits, normaliser, rows[parents], tokens))
             if search.done:
                 break
-            if tree:
-                logits, rows = tree.step(search.owner, search.token, search.parent)
-            else:
+            if not tree:
                 beams = [np.append(beams[p], t) for p, t in zip(search.parent, search.token, strict=True)]
                 logits, rows = self._plain(beams)[:, 0], np.arange(len(beams))
+                normaliser = self._normaliser(logits)
+                continue
+            if not levels:
+                ahead = search.ahead(_AHEAD)
+                ahead[0] = ahead[0]._replace(parent=place[search.parent])
+                logits, fed = tree.step(ahead)
+                normaliser = self._normaliser(logits)
+                levels = list(zip(ahead, fed, strict=True))
+            level, fed_rows = levels.pop(0)
+            place = level.find(search.owner, search.node)
+            rows = fed_rows[place]
 
     def _select(self, search: BeamSearch, logits: torch.Tensor) -> None:
         """Finish a search whose identifiers are single tokens by one top-k over them, on the device.
@@ -250,9 +266,11 @@ class LocalEngine:
         pieces = logits.split(max(1, most // logits.shape[-1]))
         return torch.cat([torch.logsumexp(piece.to(dtype), dim=-1) for piece in pieces])
 
-    def _logprobs(self, logits: torch.Tensor, rows: Ints, tokens: Ints) -> NDArray[np.float64]:
+    def _logprobs(
+        self, logits: torch.Tensor, normaliser: torch.Tensor, rows: Ints, tokens: Ints
+    ) -> NDArray[np.float64]:
         """The log-probabilities of some (row, token) of logits [rows, vocabulary]; only these leave the device."""
-        row, normaliser = self._index(rows), self._normaliser(logits)
+        row = self._index(rows)
         picked = logits[row, self._index(tokens)].to(normaliser.dtype) - normaliser[row]
         return picked.double().cpu().numpy()
 
@@ -374,9 +392,14 @@ class LocalEngine:
                 try:
                     tree = _Tree(self, prompts, None)
                     found = [tree.logits[self._index(owners[1])]]
-                    for owner, token, parent in ((owners[0], first, owners[0]), (owners[1], second, parents)):
-                        logits, places = tree.step(owner, token.ravel(), parent)
-                        found.append(logits[self._index(places if parent is parents else places[parents])])
+                    levels = [
+                        Level(owner, token.ravel(), token.ravel(), parent)
+                        for owner, token, parent in ((owners[0], first, owners[0]), (owners[1], second, parents))
+                    ]
+                    logits, (one,) = tree.step(levels[:1])
+                    found.append(logits[self._index(one[parents])])
+                    logits, (two,) = tree.step(levels[1:])
+                    found.append(logits[self._index(two)])
                     error = self._distributions(torch.stack(found, dim=1)) - plain
                 except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as refused:
                     if is_out_of_memory(refused):
@@ -409,29 +432,41 @@ class _Tree:
         logits, self.positions, self.real = engine._prefill(prompts, 1, self.cache)
         self.logits = logits[:, 0]
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.positions.device)
-        self.path: NDArray[np.int64] | None = None  # [live beams, steps]: the slots of each beam and its ancestors
+        self.path: NDArray[np.int64] | None = (
+            None  # [nodes of the last level, steps]: the slots of each and its ancestors
+        )
 
-    def step(self, owner: Ints, token: Ints, parent: Ints) -> tuple[torch.Tensor, NDArray[np.int64]]:
-        """Feed the live beams. Gives logits [rows, vocabulary] and the row of each beam."""
-        index = self.engine._index
+    def step(self, levels: Sequence[Level]) -> tuple[torch.Tensor, list[NDArray[np.int64]]]:
+        """Feed levels of nodes: the live beams, and what goes ahead with them. Parents of the first level are rows of
+        the last level fed before. Gives logits [rows, vocabulary] and the row of each node, by level."""
+        index, device = self.engine._index, self.positions.device
         n, used = self.positions.shape
-        column = np.arange(len(owner)) - np.searchsorted(owner, owner)  # the beam's place among those of its prompt
-        width = int(column.max()) + 1
-        slot = (used + column)[:, None]
-        self.path = slot if self.path is None else np.concatenate([self.path[parent], slot], axis=1)
-        depth = self.path.shape[1]
+        columns, paths, base = [], [], np.zeros(n, dtype=np.int64)
+        for level in levels:
+            column = base[level.owner] + np.arange(len(level.owner)) - np.searchsorted(level.owner, level.owner)
+            base += np.bincount(level.owner, minlength=n)  # the place of a node among those of its prompt
+            slot = (used + column)[:, None]
+            self.path = slot if self.path is None else np.concatenate([self.path[level.parent], slot], axis=1)
+            columns.append(column)
+            paths.append(self.path)
+        width = int(base.max())
+        owner, column = np.concatenate([level.owner for level in levels]), np.concatenate(columns)
+        depths = np.array([path.shape[1] for path in paths]).repeat([len(path) for path in paths])
 
-        device = self.positions.device
+        cells = index(owner), index(column)
         inputs = torch.zeros((n, width), dtype=torch.long, device=device)
-        inputs[index(owner), index(column)] = index(token)
-        queries = (self.lengths + depth - 1)[:, None].expand(n, width)
+        inputs[cells] = index(np.concatenate([level.token for level in levels]))
+        queries = self.lengths[:, None].expand(n, width).contiguous()
+        queries[cells] += index(depths - 1)
         self.positions = torch.cat([self.positions, queries], dim=1)
         self.real = torch.cat([self.real, torch.zeros((n, width), dtype=torch.bool, device=device)], dim=1)
         visible = self.real[:, None, :].repeat(1, width, 1)  # prompts only: slots of beams are never `real`
-        visible[index(np.repeat(owner, depth)), index(np.repeat(column, depth)), index(self.path.ravel())] = True
+        slots = np.concatenate([path.ravel() for path in paths])
+        visible[index(owner.repeat(depths)), index(column.repeat(depths)), index(slots)] = True
         mask = self.engine._mask(visible, queries, self.positions)
         logits = self.engine._forward(inputs, width, self.cache, attention_mask=mask, position_ids=queries)
-        return logits.flatten(0, 1), owner.astype(np.int64) * width + column
+        rows = [level.owner.astype(np.int64) * width + one for level, one in zip(levels, columns, strict=True)]
+        return logits.flatten(0, 1), rows
 
 
 def _worst(difference: torch.Tensor) -> float:
