@@ -182,6 +182,11 @@ class Dataset:
         return self.items["item_id"].to_list()
 
     @cached_property
+    def events(self) -> pl.DataFrame:
+        """What the log says of each interaction beside user, item and order: what a prompt may read of an ``event``."""
+        return self.interactions.drop("user_id", "item_id", "order")
+
+    @cached_property
     def _codes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Item index of every row of the log (int32 [m]), user index of every row, and where each user begins."""
         index = self.items.select("item_id").with_row_index("__index")
@@ -273,6 +278,49 @@ class Dataset:
         manifest = {**self.manifest, "k_core": {"users": users, "items": items}}
         return Dataset(log, catalogue, people, manifest, self.bad_rows)._counted()
 
+    def append(self, new: Dataset) -> tuple[Dataset, dict[str, int]]:
+        """This data set with the interactions of another one after it, and its tables in the place of these.
+
+        Every row of this log stays as it is and in its order; new events of a user come after the old ones, new users
+        after the old ones. Left out are events that stand here already (same user, item, timestamp and event) and
+        those older than the last old event of their user, since histories that were trained on would change. A user
+        whose old events have no timestamps gets none; missing ones take the one before them.
+
+        Args:
+            new: Checked interactions; its catalogue begins with the items here, in their order.
+
+        Returns:
+            The data set, and how many events were left out: ``repeated`` and ``late``.
+
+        Raises:
+            DataError: The catalogue is another one.
+        """
+        if new.item_ids[: len(self.item_ids)] != self.item_ids:
+            raise DataError("the items to append to do not begin with the items here, in their order.")
+        log = new.interactions
+        keys = [c for c in ("user_id", "item_id", "timestamp", "event") if c in log.columns]
+        keys = [c for c in keys if c in self.interactions.columns]
+        stamped = self.interactions.filter(pl.col("timestamp").is_not_null())
+        fresh = log.join(stamped.select(keys).unique(), on=keys, how="anti", nulls_equal=True, maintain_order="left")
+        last = self.interactions.group_by("user_id").agg(__last=pl.col("timestamp").max(), __known=pl.lit(True))
+        fresh = fresh.join(last, on="user_id", how="left", maintain_order="left")
+        kept = fresh.filter(~(pl.col("timestamp") < pl.col("__last")).fill_null(False))
+        told = {"repeated": log.height - fresh.height, "late": fresh.height - kept.height}
+        untimed = pl.col("__known").fill_null(False) & pl.col("__last").is_null()
+        kept = kept.with_columns(timestamp=pl.when(~untimed).then(pl.col("timestamp"))).drop("__last", "__known")
+        both = pl.concat([self.interactions, kept], how="diagonal_relaxed")
+        number = pl.DataFrame({"user_id": both["user_id"].unique(maintain_order=True)}).with_row_index("__user")
+        both = both.join(number, on="user_id", how="left", maintain_order="left").sort("__user", maintain_order=True)
+        both = both.drop("__user").with_columns(
+            timestamp=pl.col("timestamp").forward_fill().over("user_id"),
+            order=pl.int_range(pl.len(), dtype=pl.Int32).over("user_id"),
+        )
+        if "weight" in both.columns:
+            both = both.with_columns(pl.col("weight").fill_null(1))
+        log = both.select(c for c in tables.INTERACTION_COLUMNS if c in both.columns)
+        bad_rows = pl.concat([self.bad_rows, new.bad_rows])
+        return Dataset(log, new.items, new.users, self.manifest, bad_rows)._counted(), told
+
     def summary(self) -> dict[str, Any]:
         """Counts and shapes that tell whether the data are what one thinks they are; JSON-able values."""
         log = self.interactions
@@ -362,10 +410,12 @@ class Dataset:
         known = stamps.is_not_null().to_numpy()
         times = stamps.fill_null(0).to_numpy()
         weights = self.interactions["weight"].to_numpy() if "weight" in self.interactions.columns else None
+        events = self.events
         if ties == "shuffled":
             order = splits.shuffle_ties(user_codes, times, known, seed)
             item_codes = item_codes[order]
             weights = None if weights is None else weights[order]
+            events = events[order]
         if kind == "leave_one_out":
             cut = splits.leave_one_out(np.diff(starts))
         else:
@@ -390,6 +440,7 @@ class Dataset:
             item_ids=self.item_ids,
             times=splits.pieces(times, starts) if kind == "temporal" else None,
             weights=None if weights is None else splits.pieces(weights, starts),
+            events=events,
         )
 
     def _counted(self) -> Dataset:

@@ -1,4 +1,6 @@
-"""Ranking metrics of next-item recommendation: one relevant item per case, ranks within the full catalogue's list.
+"""Metrics: rankings of next-item recommendation, and answers of question prompts about events.
+
+Of rankings: one relevant item per case, ranks within the full catalogue's list.
 
 The conventions: ``ranks`` are 1-based and 0 where the target is not in the list; every metric maps ranks to one value
 per case, and the mean over cases is what reports print. With a single relevant item, recall@k equals the hit rate.
@@ -142,6 +144,75 @@ def bootstrap(
         means[start:stop] = drawn @ distinct / array.size
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def auc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> NDArray[np.float64]:
+    r"""Area under the ROC curve (Hanley and McNeil, 1982, Radiology 143(1)): how well scores tell positives apart.
+
+    .. math:: \mathrm{AUC} = P(s^+ > s^-) + P(s^+ = s^-) / 2
+
+    Args:
+        scores: float [n], finite; only their order matters.
+        positive: bool [n].
+        weights: float [..., n], how often each case counts; None: once.
+
+    Returns:
+        float64 [...]; nan where no positive or no negative case counts.
+
+    Raises:
+        DataError: The shapes do not fit, or a score is not finite.
+    """
+    values, wanted = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    if values.ndim != 1 or wanted.shape != values.shape or not np.isfinite(values).all():
+        raise DataError(
+            f"AUC takes one finite score and one truth per case, found {list(values.shape)} and {list(wanted.shape)}. "
+            "Check that no score is nan."
+        )
+    counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    distinct, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    begin = np.searchsorted(group[order], np.arange(len(distinct)))
+    if not len(distinct):
+        return np.full(counts.shape[:-1], np.nan)
+    up = np.add.reduceat((counts * wanted)[..., order], begin, axis=-1)
+    down = np.add.reduceat((counts * ~wanted)[..., order], begin, axis=-1)
+    below = np.cumsum(down, axis=-1) - down / 2
+    pairs = up.sum(axis=-1) * down.sum(axis=-1)
+    return np.divide((up * below).sum(axis=-1), pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
+
+
+def auc_interval(
+    scores: ArrayLike, positive: ArrayLike, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of ``auc`` over cases; resamples of one class alone are left out.
+
+    Args:
+        scores, positive: As in ``auc``; both classes occur.
+        confidence, samples, seed: As in ``bootstrap``.
+    """
+    n = np.asarray(scores).size
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 4_000_000 // n)
+    drawn = (rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, samples - i)) for i in range(0, samples, chunk))
+    found = np.concatenate([auc(scores, positive, weights) for weights in drawn])
+    low, high = np.nanquantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def log_loss(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
+    r"""Logarithmic loss of the true answer among several, in nats; 0 is perfect.
+
+    .. math:: -\log \frac{\exp s_t}{\sum_j \exp s_j}
+
+    Args:
+        scores: float [n, answers], log-probabilities up to a constant per case.
+        truth: int [n], the place of the true answer.
+
+    Returns:
+        float64 [n], one value per case.
+    """
+    values, places = np.asarray(scores, dtype=np.float64), np.asarray(truth)
+    return np.logaddexp.reduce(values, axis=1) - values[np.arange(len(values)), places]
 
 
 def _check_k(k: int) -> None:

@@ -5,7 +5,8 @@ A prompt file has the blocks ``system`` and ``user`` and one of ``item`` and ``a
 * A *sequence prompt* (block ``item``) is a head (system and user, which may read ``user``, the row of the users table)
   followed by the items of the history. ``item`` renders one event, its identifier first. Every identifier is trained.
 * A *question prompt* (block ``assistant``) asks about one ``item``, or about a ``history`` (oldest first) whose next
-  item is ``item``. The answer, block ``assistant``, is trained.
+  item is ``item``, or about one ``event``: what the interactions table says of it (rating, event, ...) is the answer,
+  and the question may read the ``item`` that it is about and the ``history`` before it. The answer is trained.
 
 Rendering gives segments, so that what came from data stays apart from what the template says: compiled blocks yield
 text for the template's own words and a ``Segment`` for everything printed by ``{{ }}``; data never passes through
@@ -37,7 +38,7 @@ from genrec.errors import PromptError
 
 READABLE: dict[str, dict[str, tuple[str, ...]]] = {  # What each block may read.
     "sequence": {"system": ("user",), "user": ("user",), "item": ("item",)},
-    "question": {"system": ("user",), "user": ("item", "history", "user"), "assistant": ("item",)},
+    "question": {"system": ("user",), "user": ("item", "history", "user"), "assistant": ("item", "event")},
 }
 LOOP_FIELDS = ("index", "index0", "first", "last", "length")
 MAX_CHARACTERS = 65_536
@@ -81,8 +82,9 @@ class Prompt:
         source: The text of the file, with ``\\n`` line ends.
         hash: SHA-256 (hex) of ``source``.
         kind: "sequence" or "question".
-        subject: What a question is about, "item" or "history"; None for a sequence prompt.
-        reads: The columns read of "item", "history" (the items before) and "user"; ``identifier`` is not among them.
+        subject: What a question is about, "item", "history" or "event"; None for a sequence prompt.
+        reads: The columns read of "item", "history" (the items before), "user" and "event"; ``identifier`` is not among
+            them.
         blocks: The names of its blocks.
     """
 
@@ -90,7 +92,7 @@ class Prompt:
     source: str
     hash: str
     kind: Literal["sequence", "question"]
-    subject: Literal["item", "history"] | None
+    subject: Literal["item", "history", "event"] | None
     reads: dict[str, set[str]]
     blocks: tuple[str, ...]
     _where: str = field(repr=False, compare=False)
@@ -113,9 +115,9 @@ class Prompt:
     def render(self, block: str, **variables: Any) -> list[Segment]:
         """The segments of a block; none for a ``system`` or ``user`` that the file does not have.
 
-        Variables are plain rows: ``item`` and ``user`` dicts, ``history`` a list of dicts (oldest first), with
-        ``"identifier": ItemRef(i)`` in the items' rows. Neighbours of one kind are merged, but for identifiers; empty
-        texts are left out. White space that the template writes at the edges of a block is dropped, except in
+        Variables are plain rows: ``item``, ``user`` and ``event`` dicts, ``history`` a list of dicts (oldest first),
+        with ``"identifier": ItemRef(i)`` in the items' rows. Neighbours of one kind are merged, but for identifiers;
+        empty texts are left out. White space that the template writes at the edges of a block is dropped, except in
         ``item``, which keeps the text exactly as it stands between the tags.
 
         Raises:
@@ -146,10 +148,13 @@ class Prompt:
         return segments
 
     def check(
-        self, item_columns: Iterable[str] | None = None, user_columns: Iterable[str] | None = None
+        self,
+        item_columns: Iterable[str] | None = None,
+        user_columns: Iterable[str] | None = None,
+        event_columns: Iterable[str] | None = None,
     ) -> list[Problem]:
         """What looks wrong in a prompt that loads: see the function ``check``."""
-        return _Inspection(self.source).all_problems(item_columns, user_columns)
+        return _Inspection(self.source).all_problems(item_columns, user_columns, event_columns)
 
     def _failure(self, block: str, variables: dict[str, Any], error: Exception) -> PromptError:
         """The error of rendering with the place in the prompt and the row."""
@@ -176,17 +181,21 @@ def list_prompts(folder: str | Path) -> list[Path]:
 
 
 def check(
-    path: str | Path, item_columns: Iterable[str] | None = None, user_columns: Iterable[str] | None = None
+    path: str | Path,
+    item_columns: Iterable[str] | None = None,
+    user_columns: Iterable[str] | None = None,
+    event_columns: Iterable[str] | None = None,
 ) -> list[Problem]:
     """All problems of a prompt file in the order of the file: what ``load`` refuses, and what only looks wrong.
 
     The latter are a question that holds its own answer, a loop variable that is not used, and, where the columns of
-    the items and users tables are given, columns that they lack, unless read under ``default`` or ``is defined``.
+    the items, users and interactions tables are given, columns that they lack, unless read under ``default`` or ``is
+    defined``.
 
     Raises:
         PromptError: No such file, or it is not UTF-8 text.
     """
-    return _Inspection(_read(Path(path))).all_problems(item_columns, user_columns)
+    return _Inspection(_read(Path(path))).all_problems(item_columns, user_columns, event_columns)
 
 
 def _read(path: Path) -> str:
@@ -195,7 +204,10 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from error
     except OSError as error:
-        raise PromptError(f"cannot read the prompt {path}: {error.strerror}. Name a *.jinja file.") from error
+        there = sorted(other.name for other in path.parent.glob("*.jinja"))
+        hint = suggestion(path.name, there) if there else "Name a *.jinja file."
+        hint += " `genrec init` writes the shipped prompts that a workspace lacks."
+        raise PromptError(f"cannot read the prompt {path}: {error.strerror}. {hint}") from error
 
 
 def _build(source: str, name: str, where: str) -> Prompt:
@@ -203,7 +215,7 @@ def _build(source: str, name: str, where: str) -> Prompt:
     found = _Inspection(source)
     if found.problems:
         raise PromptError(f"{where}:{min(found.problems)}")
-    reads: dict[str, set[str]] = {"item": set(), "history": set(), "user": set()}
+    reads: dict[str, set[str]] = {"item": set(), "history": set(), "user": set(), "event": set()}
     for read in found.reads:
         if read.column != "identifier":
             reads[read.root].add(read.column)
@@ -359,8 +371,8 @@ class _Inspection:
     """Reads a source once: its blocks, what they read, and everything that breaks the contract.
 
     Expressions have a type: "value", "identifier", "rows" (``history``), "loop", the root of a row ("item", "history",
-    "user"), or "" where they have been refused. A scope maps the names that may be read to their types, and those
-    outside of the loop to "hidden".
+    "user", "event"), or "" where they have been refused. A scope maps the names that may be read to their types, and
+    those outside of the loop to "hidden".
     """
 
     def __init__(self, source: str) -> None:
@@ -371,7 +383,7 @@ class _Inspection:
         self.names: list[tuple[str, str, int]] = []  # Block, name and offset of every variable read.
         self.blocks: dict[str, nodes.Block] = {}
         self.kind: Literal["sequence", "question"] = "sequence"
-        self.subject: Literal["item", "history"] | None = None
+        self.subject: Literal["item", "history", "event"] | None = None
         self.block = ""
         if len(source) > MAX_CHARACTERS:
             self.refuse(0, f"{len(source)} characters, and a prompt has at most {MAX_CHARACTERS}", "Shorten it")
@@ -396,13 +408,16 @@ class _Inspection:
         (self.lint if lint else self.problems).append(_problem(place, message, fix))
         return ""
 
-    def all_problems(self, items: Iterable[str] | None, users: Iterable[str] | None) -> list[Problem]:
+    def all_problems(
+        self, items: Iterable[str] | None, users: Iterable[str] | None, events: Iterable[str] | None
+    ) -> list[Problem]:
         """Breaches and lint in the order of the file, with columns that the tables lack."""
         item_columns = None if items is None else {*items, "identifier"}
-        user_columns = None if users is None else {*users}
+        columns = {"item": item_columns, "history": item_columns}
+        columns |= {"user": None if users is None else {*users}, "event": None if events is None else {*events}}
         found = {*self.problems, *self.lint}
         for read in self.reads:
-            known = user_columns if read.root == "user" else item_columns
+            known = columns[read.root]
             if known is not None and read.column not in known and not read.guarded:
                 message = f"the table of `{read.root}` has no column `{read.column}`"
                 place = _place(self.source, read.offset)
@@ -447,7 +462,16 @@ class _Inspection:
         """What a question is about, and whether it holds its own answer."""
         sound = not self.problems  # What has been refused is not counted as read.
         about = {name: at for block, name, at in self.names if block == "user" and name in ("item", "history")}
-        if len(about) > 1:
+        told = {name: at for block, name, at in self.names if block == "assistant" and name in ("item", "event")}
+        if "event" in told:
+            self.subject = "event"
+            if "item" in told:
+                self.refuse(
+                    told["item"], "an answer that reads `item` beside `event`", "Read `item` in the block `user`"
+                )
+        if about and self.subject == "event":
+            pass  # The answer is what the event says, so its item may be read together with the history.
+        elif len(about) > 1:
             fix = "Read `item` in the block `assistant` alone, or leave out `history`"
             self.refuse(about["item"], "with `history`, `item` is the item that came next, and this tells it", fix)
         elif about:
@@ -456,7 +480,7 @@ class _Inspection:
             fix = "Read `item` or `history` in the block `user`"
             self.refuse(self.blocks.get("user", 0), "a question about nothing", fix)
         if sound and not any(block == "assistant" for block, _, _ in self.names):
-            fix = "Print `{{ item.identifier }}` or a column of `item`"
+            fix = "Print `{{ item.identifier }}`, or a column of `item` or `event`"
             self.refuse(self.blocks["assistant"], "an answer that reads nothing", fix)
         answer = {(read.root, read.column) for read in self.reads if read.block == "assistant"}
         for block, root, column, offset, _ in self.reads:
@@ -512,7 +536,7 @@ class _Inspection:
             return self.refuse(node, "an identifier that is changed, compared, or joined to something", fix)
         if kind == "rows" and printed:
             return self.refuse(node, "`history` is a list of items", "Write `{% for past in history %}`")
-        if kind in ("item", "history", "user", "loop"):
+        if kind in ("item", "history", "user", "event", "loop"):
             fix = f"Read one of {', '.join(LOOP_FIELDS)}" if kind == "loop" else "Read a column, as in `item.title`"
             return self.refuse(node, "this is no single value", fix)
         return kind
@@ -535,9 +559,9 @@ class _Inspection:
                 return kind
             case nodes.Getattr(node=row, attr=key) | nodes.Getitem(node=row, arg=nodes.Const(value=str(key))):
                 root = self.expression(row, scope)
-                if root in ("item", "history", "user") and not key.startswith("__"):
+                if root in ("item", "history", "user", "event") and not key.startswith("__"):
                     self.reads.append(_Read(self.block, root, key, node.lineno + 1))
-                    return "identifier" if key == "identifier" and root != "user" else "value"
+                    return "identifier" if key == "identifier" and root in ("item", "history") else "value"
                 if root == "loop" and key in LOOP_FIELDS:
                     return "value"
                 fix = "Read a column of a row, as in `item.title`"

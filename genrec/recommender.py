@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 
 from genrec.adapter import Adapter
 from genrec.config import suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.decoding import MAX_BEAMS, Beams, Trie
 from genrec.engines import Engine
-from genrec.errors import ConfigError, UnknownIdError
+from genrec.errors import ConfigError, DataError, UnknownIdError
 from genrec.prompts import Prompt
-from genrec.tokenization import Span, Tokenization, kept_from
+from genrec.tokenization import Span, Tokenization, event_answers, kept_from
 
 History = Sequence[str]
 
@@ -213,6 +214,17 @@ class Recommender:
         Raises:
             UnknownIdError: A user that the data set does not know.
         """
+        loaded, index = self._user(user, data)
+        history = [loaded.item_ids[item] for item in loaded.histories[index]]
+        return history, None if loaded.user_rows is None else loaded.user_rows[index]
+
+    def user_events(self, user: str, data: str | Path | None = None) -> list[dict[str, Any]]:
+        """What the log says of each event of ``user_history`` (rating, ...). Arguments and errors as there."""
+        loaded, index = self._user(user, data)
+        before = sum(map(len, loaded.histories[:index]))
+        return loaded.events[before : before + len(loaded.histories[index])].to_dicts()
+
+    def _user(self, user: str, data: str | Path | None) -> tuple[Dataset, int]:
         known = workspace_of(self.adapter.path) / self.adapter.manifest["data"]["path"]
         folder = Path(data) if data is not None else known
         loaded = Dataset.load(folder)
@@ -220,9 +232,7 @@ class Recommender:
             close = suggestion(user, loaded.user_ids)
             hint = close if close.startswith("Did") else f"It has {len(loaded.user_ids)} users."
             raise UnknownIdError(f'user {user!r} is not in {folder}. {hint} Or pass a history: --history "id,id"')
-        index = loaded.user_ids.index(user)
-        history = [loaded.item_ids[item] for item in loaded.histories[index]]
-        return history, None if loaded.user_rows is None else loaded.user_rows[index]
+        return loaded, loaded.user_ids.index(user)
 
 
 @dataclass(frozen=True)
@@ -261,11 +271,13 @@ def render(
         adapter: The adapter's folder.
         user: A user of a data set; or
         history: item ids, oldest first.
-        item: What a question is about, or what came next; the last of the history where it is not given.
+        item: What a question is about, or what came next; the last of the history where it is not given. A question
+            about an event takes the last event of ``user`` with it.
         data: The data set of ``user``; the adapter's where it is not given.
 
     Raises:
-        ConfigError: A question without an item.
+        ConfigError: A question without an item, or one about an event without a user who has one with the item.
+        DataError: The interactions lack a column that the prompt reads.
     """
     prompt = Prompt.load(path)
     recommender = Recommender.load(adapter, engine="dummy")
@@ -276,15 +288,30 @@ def render(
     events = recommender.indices(history or [])
     asked = int(recommender.indices([item])[0]) if item is not None else None
     if prompt.kind == "question":
+        event = None
+        if prompt.subject == "event":
+            if user is None:
+                raise ConfigError(f"{prompt.name} asks about an interaction of a data set. Pass --user U.")
+            places = np.flatnonzero(events == (events[-1] if asked is None else asked))
+            if not len(places):
+                raise ConfigError(
+                    f"user {user!r} has no interaction with item {item!r}. Leave --item out for the last."
+                )
+            event = recommender.user_events(user, data)[places[-1]]
+            for problem in prompt.check(event_columns=event):
+                raise DataError(f"{path}:{problem}")
+            if not event_answers(prompt, pl.DataFrame([event]))[0]:
+                raise ConfigError(f"{prompt.name} is not asked about this interaction: its answer is empty ({event}).")
+            asked, events = int(events[places[-1]]), events[: places[-1]]
         if asked is None:
             if not len(events):
                 raise ConfigError(f"{prompt.name} asks about an item. Pass --item ID, --user U or --history.")
             asked, events = int(events[-1]), events[:-1]
-        read, answer = tokenization.question(prompt, asked, history=events, user=row)
+        read, answer = tokenization.question(prompt, asked, history=events, user=row, event=event)
         size = sum(len(span.ids) for span in read)
         counts = {"head": size, "history": 0}
         cut = 0
-        if prompt.subject == "history":
+        if prompt.subject != "item":
             told = [tokenization.item(int(event)) for event in events]
             about = tokenization.item(asked)
             while tokenization.head(prompt, row, item=about, history=told[cut:]) != read:

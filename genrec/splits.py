@@ -9,9 +9,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from genrec.errors import ConfigError, DataError, LeakError
 
@@ -44,7 +46,8 @@ class Truth:
 
     ``sequences`` holds the whole history of every user and ``times`` its timestamps (None where a split does not use
     them). Events before ``train_ends[u]`` are for training; ``valid_at[u]`` and ``test_at[u]`` are the positions of the
-    targets, -1 where the user has none. All three are int32 [n_users].
+    targets, -1 where the user has none. All three are int32 [n_users]. ``events`` says more of every event (rating,
+    ...), one row each in the order of ``sequences``, one user after another.
     """
 
     user_ids: list[str]
@@ -56,6 +59,7 @@ class Truth:
     times: list[np.ndarray] | None = None
     valid_time: int | None = None
     test_time: int | None = None
+    events: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +77,27 @@ class Split:
     train_hash: str
     truth: Truth
     train_weights: list[np.ndarray] | None = None
+
+    @cached_property
+    def train_events(self) -> pl.DataFrame:
+        """What the log says of every training event (rating, ...), in the order of ``train``, user after user."""
+        lengths = np.array([len(sequence) for sequence in self.truth.sequences], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        position = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        return self._events.filter(pl.Series(position < np.repeat(self.truth.train_ends, lengths)))
+
+    @cached_property
+    def test_events(self) -> pl.DataFrame:
+        """What the log says of the target of every test case, in the order of ``test``."""
+        lengths = np.array([len(sequence) for sequence in self.truth.sequences], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        return self._events[starts[self.test.users] + self.truth.test_at[self.test.users]]
+
+    @property
+    def _events(self) -> pl.DataFrame:
+        if self.truth.events is None:
+            raise DataError("this split knows the order of its events alone. Make it with Dataset.split.")
+        return self.truth.events
 
     def check(self) -> None:
         """Compare every part with the events that it may hold.
@@ -246,10 +271,12 @@ def make(
     item_ids: list[str],
     times: list[np.ndarray] | None = None,
     weights: list[np.ndarray] | None = None,
+    events: pl.DataFrame | None = None,
 ) -> Split:
     """Cut the whole history of every user.
 
-    ``times`` are the timestamps beside ``sequences``, for a temporal split; ``weights`` those of the events.
+    ``times`` are the timestamps beside ``sequences``, for a temporal split; ``weights`` those of the events; ``events``
+    as in ``Truth``.
     """
     train = [sequence[:end] for sequence, end in zip(sequences, cut.train_ends, strict=True)]
     valid, test = _cases(sequences, cut.valid_at), _cases(sequences, cut.test_at)
@@ -262,7 +289,7 @@ def make(
         "test_cases": len(test),
     }
     ends, valid_at, test_at = (array.astype(np.int32) for array in cut[:3])
-    truth = Truth(user_ids, item_ids, sequences, ends, valid_at, test_at, times, cut.valid_time, cut.test_time)
+    truth = Truth(user_ids, item_ids, sequences, ends, valid_at, test_at, times, cut.valid_time, cut.test_time, events)
     kept = None if weights is None else [all_[:end] for all_, end in zip(weights, cut.train_ends, strict=True)]
     return Split(protocol, train, valid, test, histories_hash(train, item_ids), truth, kept)
 

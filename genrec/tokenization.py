@@ -223,6 +223,7 @@ class Tokenization:
         self.encode = text_encoder(tokenizer)
         self._fragments: dict[str, list[np.ndarray | None]] = {}
         self._heads: dict[str, np.ndarray] = {}
+        self._named: dict[int, Span] = {}
 
     def identifier(self, item: int) -> np.ndarray:
         """int32 token ids of one item's identifier."""
@@ -247,8 +248,10 @@ class Tokenization:
         spans = []
         for segment in segments:
             if segment.kind == "identifier":
-                ids = self.identifier(segment.item).tolist()
-                spans.append(Span("identifier", self.tokenizer.decode(ids), ids))
+                if segment.item not in self._named:
+                    ids = self.identifier(segment.item).tolist()
+                    self._named[segment.item] = Span("identifier", self.tokenizer.decode(ids), ids)
+                spans.append(self._named[segment.item])
             else:
                 spans.append(Span(segment.kind, segment.text, self.encode(segment.text)))
         return spans
@@ -363,6 +366,8 @@ class Tokenization:
         *,
         history: Sequence[int] | np.ndarray = (),
         user: Mapping[str, Any] | None = None,
+        event: Mapping[str, Any] | None = None,
+        room: int = 0,
     ) -> tuple[list[Span], list[Span]]:
         """Spans of a question prompt: everything up to the assistant's header, and the answer.
 
@@ -375,16 +380,43 @@ class Tokenization:
             item: Index of the item that the question is about, or that came next.
             history: int [events], item indices, oldest first.
             user: Columns of the users table that the prompt may read.
+            event: What the log says of the interaction with ``item``: columns that the answer may read.
+            room: Tokens left for the answer, at least: the longest of all, so that where the history is cut does not
+                tell a short answer from a long one.
 
         Raises:
             PromptError: Question and answer are longer than ``max_length`` even without a history.
         """
-        about = self.item(item)
-        answer = self._block(prompt, "assistant", {"item": about})
+        answer = self._block(prompt, "assistant", {"item": self.item(item), "event": dict(event or {})})
+        if prompt.subject == "event":  # Encoded in one piece, so that its text alone says which tokens it has.
+            answer = self._spans([Segment("data", "".join(span.text for span in answer))])
         if [span.kind for span in answer] != ["identifier"]:
             answer = [*answer, *self._frame_span(self.frame(prompt).after_answer)]
-        budget = self.max_length - sum(len(span.ids) for span in answer)
-        if prompt.subject != "history":
+        return self._asked(prompt, item, history, user, max(room, _size(answer))), answer
+
+    def question_ids(
+        self,
+        prompt: Prompt,
+        item: int,
+        *,
+        room: int,
+        history: Sequence[int] | np.ndarray = (),
+        user: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
+        """int32 token ids of a question alone, up to the assistant's header. Arguments and errors of ``question``."""
+        return _ids(self._asked(prompt, item, history, user, room))
+
+    def _asked(
+        self,
+        prompt: Prompt,
+        item: int,
+        history: Sequence[int] | np.ndarray,
+        user: Mapping[str, Any] | None,
+        room: int,
+    ) -> list[Span]:
+        """Everything up to the assistant's header, with the newest events that leave ``room`` tokens for the answer."""
+        about, budget = self.item(item), self.max_length - room
+        if prompt.subject == "item":
             question = self.head(prompt, user, item=about)
         else:
             events = [self.item(int(event)) for event in history]
@@ -401,10 +433,18 @@ class Tokenization:
         if _size(question) > budget:
             raise PromptError(
                 f"prompt {prompt.name}, item {about['item_id']!r}: question and answer take "
-                f"{_size(question) + _size(answer)} tokens, and max_length is {self.max_length}. Raise max_length, or "
+                f"{_size(question) + room} tokens, and max_length is {self.max_length}. Raise max_length, or "
                 "shorten the text: {{ item.title | truncate(200) }}."
             )
-        return question, answer
+        return question
+
+    def answer_ids(self, prompt: Prompt, text: str) -> np.ndarray:
+        """int32 token ids of an answer that is plain text, as it is trained: with the end of turn."""
+        return np.array([*self.encode(text), *self.frame(prompt).after_answer], dtype=np.int32)
+
+    def answer_room(self, prompt: Prompt, texts: Iterable[str]) -> int:
+        """Tokens of the longest of the answers ``texts``: ``room`` of ``question``."""
+        return max((len(self.answer_ids(prompt, text)) for text in set(texts)), default=0)
 
     def question_row(
         self,
@@ -413,12 +453,31 @@ class Tokenization:
         *,
         history: Sequence[int] | np.ndarray = (),
         user: Mapping[str, Any] | None = None,
+        event: Mapping[str, Any] | None = None,
+        room: int = 0,
     ) -> Row:
         """The training row of a question prompt: the loss lies on the answer. Arguments and errors of ``question``."""
-        question, answer = self.question(prompt, item, history=history, user=user)
+        question, answer = self.question(prompt, item, history=history, user=user, event=event, room=room)
         asked, answered = _ids(question), _ids(answer)
         labels = np.concatenate([np.full(len(asked), IGNORE, dtype=np.int32), answered])
         return Row(np.concatenate([asked, answered]), labels)
+
+
+def event_answers(prompt: Prompt, events: pl.DataFrame) -> list[str]:
+    """The answer of a question about each of ``events``, as text; "" where it is not asked.
+
+    It is not asked where a column that the answer reads is empty, or where the answer is.
+    """
+    reads = [column for column in events.columns if column in prompt.reads["event"]]
+    told: dict[tuple[Any, ...], str] = {}
+    answers = []
+    for values in events.select(reads).iter_rows() if reads else [()] * events.height:
+        if values not in told:
+            row = dict(zip(reads, values, strict=True))
+            asked = not any(value is None for value in values)
+            told[values] = "".join(part.text for part in prompt.render("assistant", event=row)) if asked else ""
+        answers.append(told[values])
+    return answers
 
 
 def _size(spans: Sequence[Span]) -> int:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from genrec import base, features
 from genrec.config import Recipe, Task, WalkRecipe
-from genrec.curriculum import HISTORY, ITEM, WALK, Plan, Rows, plan, windows
-from genrec.errors import ConfigError, PromptError
+from genrec.curriculum import HISTORY, ITEM, WALK, Plan, Rows, bucketed, plan, windows
+from genrec.errors import ConfigError, DataError, PromptError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
@@ -148,7 +148,7 @@ def test_a_history_that_fits_is_one_window() -> None:
 def test_a_plan_is_decided_by_its_seed() -> None:
     walks = WalkRecipe(share=0.5, alone=0.3)
     prompts = [NEXT, TO_ITEM, FROM_HISTORY]
-    first, again, other = (make(prompts, epochs=3, walks=walks, seed=seed, length=12)[0] for seed in (3, 3, 4))
+    first, again, other = (make(prompts, epochs=3, walks=walks, seed=seed, length=16)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.table, again.table)
     assert [walk.tolist() for walk in first.walks] == [walk.tolist() for walk in again.walks]
     assert first.table.tolist() != other.table.tolist()
@@ -170,9 +170,9 @@ def test_every_interaction_is_predicted_once_per_epoch(prompt: Prompt, length: i
 
 
 def test_cut_histories_begin_elsewhere_in_every_epoch() -> None:
-    made, _ = make([NEXT], epochs=4, length=12)
+    made, _ = make([NEXT], epochs=12, length=12)
     starts = [
-        tuple(sorted(row[4] for row in made.table.tolist() if row[0] == epoch and row[3] == 3)) for epoch in range(4)
+        tuple(sorted(row[4] for row in made.table.tolist() if row[0] == epoch and row[3] == 3)) for epoch in range(12)
     ]
     assert len(set(starts)) > 1
 
@@ -189,7 +189,7 @@ def test_weights_count_rows_per_row_of_the_first_sequence_prompt() -> None:
 
 
 def test_the_unit_of_weight_is_a_window() -> None:
-    made, _ = make([NEXT, TO_ITEM], [1.0, 1.0], length=12, epochs=1)
+    made, _ = make([NEXT, TO_ITEM], [1.0, 1.0], length=16, epochs=1)
     by_task = counts(made, 1)
     assert by_task[(0,)] > ACTIVE
     assert by_task[(1,)] == by_task[(0,)]
@@ -250,6 +250,66 @@ def test_questions_about_histories_ask_for_an_event_and_show_those_before() -> N
             np.testing.assert_array_equal(rows.row(number).labels, expected.labels)
     assert {stop for _, stop in seen} > {0}
     assert all(0 <= event < len(TRAIN[user]) for user, event in seen)
+
+
+RATED = pl.DataFrame({"rating": RNG.integers(1, 6, sum(map(len, TRAIN))).astype(np.float32)}).with_columns(
+    rating=pl.when(pl.int_range(pl.len()) % 7 == 3).then(None).otherwise("rating")
+)
+CLICK = Prompt.parse(
+    "{% block user %}{% for past in history %}{{ past.identifier }}{% endfor %} {{ item.identifier }} {{ user.age }}?"
+    '{% endblock %}{% block assistant %}{{ "rather good" if event.rating >= 4 else "no" }}{% endblock %}',
+    "click",
+)
+
+
+def test_questions_about_events_are_answered_by_what_the_log_says() -> None:
+    made = plan(
+        recipe(1.0, 9.0), [NEXT, CLICK], tokenization(), TRAIN, None, USERS, epochs=1, batch_size=4, events=RATED
+    )
+    rows = Rows(made, [NEXT, CLICK], tokenization(), TRAIN, USERS, events=RATED)
+    begin = np.concatenate([[0], np.cumsum([len(history) for history in TRAIN])])
+    room = rows.rooms["click"]
+    assert room == len(tokenization().answer_ids(CLICK, "rather good"))
+    asked: Counter[int] = Counter()
+    for number, (_, task, kind, user, start, stop, context) in enumerate(made.table.tolist()):
+        if task == 0:
+            continue
+        assert (kind, start, context) == (HISTORY, 0, stop - 1)
+        event = int(begin[user]) + stop - 1
+        asked[event] += 1
+        answer = "rather good" if RATED["rating"][event] >= 4 else "no"
+        question = tokenization().question_ids(
+            CLICK, int(TRAIN[user][stop - 1]), room=room, history=TRAIN[user][: stop - 1], user=USERS[user]
+        )
+        row, answered = rows.row(number), tokenization().answer_ids(CLICK, answer)
+        np.testing.assert_array_equal(row.ids, [*question, *answered])
+        np.testing.assert_array_equal(row.labels, [IGNORE] * len(question) + answered.tolist())
+    rated = np.flatnonzero(RATED["rating"].is_not_null().to_numpy()).tolist()
+    windows_made = sum(row[1] == 0 for row in made.table.tolist())
+    assert asked.total() == 9 * windows_made
+    assert set(asked) <= set(rated)
+    if asked.total() >= len(rated):
+        assert set(asked) == set(rated)
+    assert max(asked.values()) - min(asked.values()) <= 1
+
+
+def test_questions_about_events_wait_for_the_end_of_the_opening() -> None:
+    walks = WalkRecipe(share=0.5, alone=0.5)
+    made = plan(
+        recipe(1.0, 2.0, walks=walks), [NEXT, CLICK], tokenization(), TRAIN, neighbours(), USERS,
+        epochs=4, batch_size=4, events=RATED,
+    )  # fmt: skip
+    assert {row[0] for row in made.table.tolist() if row[1] == 1} == {2, 3}
+
+
+def test_questions_that_no_event_answers_are_refused() -> None:
+    unrated = RATED.with_columns(rating=pl.lit(None, pl.Float32))
+    given = (recipe(1.0, 1.0), [NEXT, CLICK], tokenization(), TRAIN, None, USERS)
+    size = len(RATED)
+    with pytest.raises(DataError, match=f"prompt click: none of the {size} training interactions has an answer"):
+        plan(*given, epochs=1, batch_size=4, events=unrated)
+    with pytest.raises(DataError, match=r"prompt click asks about events.*Split\.train_events"):
+        plan(*given, epochs=1, batch_size=4)
 
 
 def test_rows_of_a_user_are_headed_by_that_users_columns() -> None:
@@ -370,3 +430,26 @@ def test_event_weights_lie_on_the_events_identifier_and_mean_one() -> None:
     assert batch["weights"].dtype == np.float32
     assert batch["weights"].shape == batch["labels"].shape
     assert "weights" not in Rows(made, [NEXT, TO_ITEM], tokenization(), TRAIN).batch(numbers, 0)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_whole_batches_of_one_length_stand_where_the_trainer_cuts_them(first: int) -> None:
+    """Every batch that is cut from the order holds one size, although neither the begin nor the end is whole."""
+    sizes = np.repeat([1, 5, 9, 13], 8).astype(float)
+    table = np.zeros((len(sizes) + 3, 7), dtype=np.int32)
+    table[:, 3] = np.arange(len(table))
+    sizes = np.concatenate([np.full(first, 1.0), sizes, np.full(3 - first, 13.0)])
+    found = bucketed(table, sizes, 8, np.random.default_rng(0), first)
+    assert sorted(found[:, 3].tolist()) == list(range(len(table)))
+    batches = sizes[found[first : first + 32, 3]].reshape(4, 8)
+    assert sorted(batch.tolist() for batch in batches) == [[size] * 8 for size in (1.0, 5.0, 9.0, 13.0)]
+
+
+def test_batches_stay_whole_from_epoch_to_epoch() -> None:
+    """Titles of very unequal lengths, epochs of 17 rows, batches of 4: nearly no batch mixes short and long rows."""
+    made, rows = make([NEXT, TO_ITEM], [1.0, 2.0], epochs=40, length=64, batch_size=4)
+    assert len(made.table) // 40 % 4
+    sizes = np.array([len(rows.row(number).ids) for number in range(len(rows) // 4 * 4)]).reshape(-1, 4)
+    drawn = np.random.default_rng(0).permutation(sizes.ravel()).reshape(-1, 4)
+    # A batch in which two epochs meet may: one of every epoch.
+    assert np.sort(np.ptp(sizes, axis=1))[:-40].mean() < np.ptp(drawn, axis=1).mean() / 2

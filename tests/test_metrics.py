@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
 
 from genrec import metrics
 from genrec.errors import ConfigError, DataError
@@ -105,6 +107,62 @@ def test_bootstrap_is_deterministic_and_bounded(values: list[float], seed: int) 
 
 def test_bootstrap_of_equal_values_is_a_point() -> None:
     assert metrics.bootstrap([0.25] * 7) == (0.25, 0.25)
+
+
+# Answers
+
+two_classes = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40).filter(
+    lambda cases: len({truth for _, truth in cases}) == 2
+)
+
+
+@given(two_classes, st.randoms())
+def test_auc_counts_pairs(cases: list[tuple[int, bool]], random: Any) -> None:
+    scores, truth = np.array([score for score, _ in cases]), np.array([truth for _, truth in cases])
+    pairs = [(up > down) + (up == down) / 2 for up in scores[truth] for down in scores[~truth]]
+    found = metrics.auc(scores, truth)
+    assert found == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert found == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+    assert metrics.auc(np.exp(scores), truth) == found == pytest.approx(1 - metrics.auc(-scores, truth))
+    weights = np.array([[random.randint(0, 3) for _ in cases] for _ in range(3)])
+    for row, weighted in zip(weights, metrics.auc(scores, truth, weights), strict=True):
+        again = np.repeat(truth, row)
+        if again.all() or not again.any():
+            assert np.isnan(weighted)
+        else:
+            assert weighted == pytest.approx(roc_auc_score(again, np.repeat(scores, row)), abs=1e-12)
+
+
+def test_auc_of_one_class_is_none_and_bad_scores_are_refused() -> None:
+    assert np.isnan(metrics.auc([0.1, 0.2], [True, True]))
+    assert np.isnan(metrics.auc([], []))
+    for scores, truth in (([0.1, math.nan], [True, False]), ([0.1], [True, False])):
+        with pytest.raises(DataError, match="one finite score and one truth per case"):
+            metrics.auc(scores, truth)
+
+
+def test_auc_interval_is_near_that_of_hanley_and_mcneil() -> None:
+    rng = np.random.default_rng(1)
+    truth = np.arange(600) < 250
+    scores = rng.normal(size=600) + truth
+    area = float(metrics.auc(scores, truth))
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    spread = area * (1 - area) + 249 * (one - area**2) + 349 * (two - area**2)
+    half = 1.96 * math.sqrt(spread / (250 * 350))
+    low, high = metrics.auc_interval(scores, truth)
+    assert low == pytest.approx(area - half, abs=half / 5)
+    assert high == pytest.approx(area + half, abs=half / 5)
+    assert (low, high) == metrics.auc_interval(scores, truth)
+
+
+@given(st.lists(st.tuples(*[st.floats(-20, 5)] * 3, st.integers(0, 2)), min_size=1, max_size=20))
+def test_log_loss_equals_that_of_sklearn(cases: list[tuple[float, float, float, int]]) -> None:
+    scores, truth = np.array([case[:3] for case in cases]), np.array([case[3] for case in cases])
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    found = metrics.log_loss(scores, truth)
+    assert found.shape == truth.shape
+    assert found.mean() == pytest.approx(log_loss(truth, shares, labels=[0, 1, 2]), rel=1e-6, abs=1e-6)
+    assert metrics.log_loss(scores - 500, truth) == pytest.approx(found)
 
 
 def test_coverage() -> None:

@@ -54,7 +54,7 @@ def ask(user: str, **variables: object) -> list[Segment]:
 @pytest.mark.parametrize("path", list_prompts(SHIPPED), ids=lambda path: path.stem)
 def test_shipped_prompts_load_and_check_clean(path: Path) -> None:
     assert Prompt.load(path).name == path.stem
-    assert check(path, ["item_id", "title"], []) == []
+    assert check(path, ["item_id", "title"], [], ["timestamp", "rating"]) == []
 
 
 def test_shipped_prompts_render() -> None:
@@ -73,6 +73,26 @@ def test_shipped_prompts_render() -> None:
     telling = prompts["item_to_title"]
     assert telling.render("user", item=item) == [T("What is the title of "), I(7), T("?")]
     assert telling.render("assistant", item=item) == [D("Heat (1995)")]
+    going = prompts["titles_to_item"]
+    assert (going.subject, going.reads["history"]) == ("history", {"title"})
+    assert going.render("user", history=[item, row(8, title="Up")]) == [
+        D("Heat (1995)"),
+        T("; "),
+        D("Up"),
+        T("; next:"),
+    ]
+    assert going.render("assistant", item=item) == [I(7)]
+    click, rating = prompts["click"], prompts["rating"]
+    for prompt in (click, rating):
+        assert (prompt.subject, prompt.reads["event"], prompt.reads["item"]) == ("event", {"rating"}, set())
+    assert click.render("user", history=[row(3), row(4)], item=item) == [I(3), I(4), T(" Like "), I(7), T("?")]
+    given = [1.0, 3.5, 4.0, 5.0]
+    assert [click.render("assistant", event={"rating": value}) for value in given] == [
+        [T("no")], [T("no")], [T("yes")], [T("yes")],
+    ]  # fmt: skip
+    assert [rating.render("assistant", event={"rating": value}) for value in given] == [
+        [D("1")], [D("3.5")], [D("4")], [D("5")],
+    ]  # fmt: skip
 
 
 # Segments.
@@ -208,7 +228,27 @@ def test_reads_and_subject() -> None:
     )
     prompt = Prompt.parse(source, "test")
     assert (prompt.kind, prompt.subject, prompt.blocks) == ("question", "history", ("user", "assistant"))
-    assert prompt.reads == {"item": {"brand"}, "history": {"title", "tags"}, "user": {"age"}}
+    assert prompt.reads == {"item": {"brand"}, "history": {"title", "tags"}, "user": {"age"}, "event": set()}
+
+
+def test_event_questions() -> None:
+    user = "{{ user.age }}{% for p in history %}{{ p.title }}{% endfor %}{{ item.identifier }}{{ item.title }}"
+    prompt = Prompt.parse(question(user, '{{ "yes" if event.event == "click" and event.rating else "no" }}'), "test")
+    assert (prompt.kind, prompt.subject, prompt.reads["event"]) == ("question", "event", {"event", "rating"})
+    assert prompt.check(["title"], ["age"], ["event", "rating"]) == []
+    (problem,) = prompt.check(["title"], ["age"], ["event", "timestamp"])
+    assert (problem.line, problem.column) == (1, 195)
+    assert problem.message == "the table of `event` has no column `rating`."
+    assert problem.fix == "Known: event, timestamp."
+    assert prompt.render("assistant", event={"event": "click", "rating": 1.0}) == [D("yes")]
+    guarded = Prompt.parse(question(assistant="{% if event.rating is defined %}yes{% endif %}"), "test")
+    assert guarded.check(["title"], [], []) == []
+
+
+def test_a_missing_file_names_the_closest(tmp_path: Path) -> None:
+    (tmp_path / "click.jinja").write_text(question())
+    with pytest.raises(PromptError, match=r"klick\.jinja: No such file.*Did you mean 'click\.jinja'\? `genrec init`"):
+        Prompt.load(tmp_path / "klick.jinja")
 
 
 @given(st.text(alphabet="abc \n"), st.text(alphabet="abc \n"))
@@ -271,6 +311,13 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         ("{% block assistant %}{{ item.title }}{% endblock %}", "1:1", "a question about nothing"),
         (question("{{ history | length }}{{ item.title }}"), "1:42", "came next, and this tells it"),
         (question(assistant="yes"), "1:50", "an answer that reads nothing"),
+        (question("{{ event.rating }}{{ item.title }}"), "1:20", "the block `user` cannot read `event`"),
+        (sequence("{{ item.identifier }}{{ event.rating }}"), "1:76", "the block `item` cannot read `event`"),
+        (sequence(user="{{ event.rating }}"), "1:20", "the block `user` cannot read `event`"),
+        (question(assistant="{{ event.rating }}{{ item.identifier }}"), "1:89", "reads `item` beside `event`"),
+        (question("Which?", "{{ event.rating }}"), "1:4", "a question about nothing"),
+        (question(assistant="{{ event }}"), "1:71", "no single value"),
+        (question(assistant="{{ event.rating }}{% for a in event %}{% endfor %}"), "1:98", "no single value"),
         (question(assistant="{{ history | length }}"), "1:71", "the block `assistant` cannot read `history`"),
         ("x" * 70_000, "1:1", "at most 65536"),
         (sequence(user="{{ "), "1:21", "unexpected '%'"),

@@ -12,7 +12,7 @@ import pytest
 
 import genrec
 from genrec import training
-from genrec.errors import ConfigError, DecodingError, PromptError, UnknownIdError
+from genrec.errors import ConfigError, DataError, DecodingError, PromptError, UnknownIdError
 from genrec.recommender import Recommender, render
 
 HISTORIES = [["i3", "i4", "i5"], [], ["i20"], [f"i{item}" for item in range(24)] * 3, ["i7", "i7", "i0", "i23", "i11"]]
@@ -304,6 +304,31 @@ def test_rendered_question_about_a_history_says_how_many_events_were_cut(rec: Re
     assert told[found.cut - 1] not in text_of(found.read)
     assert render(path, rec.adapter.path, history=events[:2], item="i20").cut == 0
     assert text_of(render(path, rec.adapter.path, history=events).answer) == "<|item_13|>"
+
+
+def test_rendered_question_about_an_event(workspace: Path, rec: Recommender, tmp_path: Path) -> None:
+    data = genrec.Dataset.load(workspace / "data" / "tiny")
+    log = data.interactions.with_columns(rating=1.0 + pl.col("order")).drop("order")
+    genrec.Dataset.from_frames(log, data.items, data.users).save(tmp_path / "rated")
+    path, adapter = workspace / "prompts" / "rating.jinja", rec.adapter.path
+    history, _ = rec.user_history("u7")
+    last = render(path, adapter, user="u7", data=tmp_path / "rated")
+    assert text_of(last.answer) == f"{len(history)}<|end|>"
+    identifiers = [f"<|item_{item[1:]}|>" for item in history]
+    assert text_of(last.read).startswith("<|begin|><|user|>" + "".join(identifiers[:-1]) + " Rating of ")
+    assert f" {identifiers[-1]}?" in text_of(last.read)
+    at = len(history) - 1 - history[::-1].index(history[1])
+    second = render(path, adapter, user="u7", item=history[1], data=tmp_path / "rated")
+    assert text_of(second.answer) == f"{at + 1}<|end|>"
+    assert [span.text for span in second.read if span.kind == "identifier"] == [*identifiers[:at], identifiers[at]]
+    assert rec.user_events("u7", tmp_path / "rated")[1]["rating"] == 2.0
+    with pytest.raises(ConfigError, match=r"rating asks about an interaction of a data set\. Pass --user U\."):
+        render(path, adapter, history=history)
+    new = next(item for item in rec.item_ids if item not in history)
+    with pytest.raises(ConfigError, match=f"user 'u7' has no interaction with item '{new}'"):
+        render(path, adapter, user="u7", item=new, data=tmp_path / "rated")
+    with pytest.raises(DataError, match=r"rating\.jinja:\d+:\d+: the table of `event` has no column `rating`"):
+        render(path, adapter, user="u7")
 
 
 def test_question_needs_an_item(workspace: Path, rec: Recommender) -> None:

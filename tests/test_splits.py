@@ -268,6 +268,32 @@ def test_event_weights_stay_with_their_events() -> None:
     assert Dataset.from_frames(table.drop("event")).split().train_weights is None
 
 
+@pytest.mark.parametrize("kind", ["leave_one_out", "temporal"])
+@pytest.mark.parametrize("ties", ["file", "shuffled"])
+def test_what_the_log_says_of_an_event_stays_with_it(kind: Any, ties: Any) -> None:
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"u{user}", f"i{event}", int(rng.integers(0, 40)) // 4, float(100 * user + event))
+        for user in range(9)
+        for event in range(int(rng.integers(1, 12)))
+    ]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
+    data = Dataset.from_frames(table)
+    split = data.split(kind, ties=ties, seed=5, valid_fraction=0.3, test_fraction=0.3)
+
+    def rating(user: int, item: int) -> float:
+        return 100.0 * int(data.user_ids[user][1:]) + int(data.item_ids[item][1:])
+
+    assert split.train_events.columns == split.test_events.columns == ["timestamp", "rating"]
+    expected = [rating(user, item) for user, history in enumerate(split.train) for item in history]
+    assert split.train_events["rating"].to_list() == expected
+    cases = zip(split.test.users, split.test.targets, strict=True)
+    assert split.test_events["rating"].to_list() == [rating(user, item) for user, item in cases]
+    assert len(split.test_events) > 0
+    with pytest.raises(DataError, match=r"order of its events alone\. Make it with Dataset\.split"):
+        _ = replace(split, truth=replace(split.truth, events=None)).train_events
+
+
 def test_drawn_cases_are_ascending_and_decided_by_the_seed() -> None:
     cases = Cases(np.arange(9, dtype=np.int32), [np.array([0], dtype=np.int32)] * 9, np.arange(9, dtype=np.int32))
     drawn = cases.draw(4, [7, 3])

@@ -28,6 +28,7 @@ from genrec.tokenization import (
     Frame,
     Tokenization,
     add_identifier_tokens,
+    event_answers,
     kept_from,
     make_frame,
     text_tokens,
@@ -42,6 +43,7 @@ ITEMS = pl.DataFrame(
     }
 )
 USER = {"user_id": "u1", "age": 33, "city": "Wien <|end|> </s>"}
+EVENT = {"timestamp": 7, "rating": 4.0}
 
 # ---- Three families of tokenizers, and one of single characters ------------------------------------------------------
 
@@ -217,9 +219,12 @@ def test_a_question_row_is_the_question_and_its_answer(family: str, template: st
 
 
 def check_question_row(tokenization: Tokenization, prompt: Prompt) -> None:
-    history = np.array([2, 5]) if prompt.subject == "history" else ()
-    question, answer = tokenization.question(prompt, 1, history=history, user=USER)
-    row = tokenization.question_row(prompt, 1, history=history, user=USER)
+    history = () if prompt.subject == "item" else np.array([2, 5])
+    question, answer = tokenization.question(prompt, 1, history=history, user=USER, event=EVENT)
+    row = tokenization.question_row(prompt, 1, history=history, user=USER, event=EVENT)
+    size = len(concatenated(answer))
+    alone = tokenization.question_ids(prompt, 1, room=size, history=history, user=USER)
+    assert alone.tolist() == concatenated(question)
     assert row.ids.tolist() == concatenated(question) + concatenated(answer)
     assert row.labels.tolist() == [IGNORE] * len(concatenated(question)) + concatenated(answer)
     ends = [span.kind for span in answer]
@@ -227,9 +232,49 @@ def check_question_row(tokenization: Tokenization, prompt: Prompt) -> None:
         assert concatenated(answer) == tokenization.identifier(1).tolist()
     else:
         assert ends == ["data", "frame"]
-        assert answer[0].text == TITLES[1]
+        assert answer[0].text == {"click": "yes", "rating": "4"}.get(prompt.name, TITLES[1])
+        assert tokenization.answer_ids(prompt, answer[0].text).tolist() == concatenated(answer)
         assert answer[1].ids == tokenization.frame(prompt).after_answer
         assert tokenization.tokenizer.eos_token_id in answer[1].ids
+
+
+def test_answers_of_events_are_asked_where_their_columns_are_not_empty() -> None:
+    events = pl.DataFrame({"timestamp": [1, 2, 3, 4, 5], "rating": [5.0, None, 1.0, 4.0, 5.0]})
+    named = {prompt.name: prompt for prompt in SHIPPED}
+    assert event_answers(named["click"], events) == ["yes", "", "no", "yes", "yes"]
+    assert event_answers(named["rating"], events) == ["5", "", "1", "4", "5"]
+    empty = Prompt.parse(
+        "{% block user %}{{ item.title }}{% endblock %}"
+        "{% block assistant %}{% if event.rating > 4 %} much {{ event.timestamp }} {% endif %}{% endblock %}",
+        "empty",
+    )
+    assert event_answers(empty, events) == ["much 1", "", "", "", "much 5"]
+    absent = Prompt.parse(
+        "{% block user %}{{ item.title }}{% endblock %}"
+        '{% block assistant %}{{ "no" if event.price is defined else "new" }}{% endblock %}',
+        "absent",
+    )
+    assert event_answers(absent, events) == ["new"] * 5
+
+
+def test_where_a_history_is_cut_does_not_tell_the_answer() -> None:
+    prompt = Prompt.parse(
+        "{% block user %}{% for past in history %}{{ past.identifier }}{% endfor %}{{ item.identifier }}?{% endblock %}"
+        "{% block assistant %}{{ event.word }}{% endblock %}",
+        "word",
+    )
+    tokenization, history = make(next(iter(FAMILIES)), max_length=60), np.tile([2, 5, 1], 30)
+    words = ["a", "a rather long answer"]
+    room = tokenization.answer_room(prompt, words)
+    assert room == len(tokenization.answer_ids(prompt, words[1])) > len(tokenization.answer_ids(prompt, words[0]))
+    asked = [
+        concatenated(tokenization.question(prompt, 0, history=history, event={"word": word}, room=room)[0])
+        for word in words
+    ]
+    assert asked[0] == asked[1] == tokenization.question_ids(prompt, 0, room=room, history=history).tolist()
+    assert len(asked[0]) == 60 - room
+    with pytest.raises(PromptError, match=r"prompt word, item 'i0': question and answer take \d+ tokens"):
+        tokenization.question(prompt, 0, event={"word": "long " * 40})
 
 
 @cache
@@ -255,8 +300,8 @@ def test_one_training_forward_scores_what_the_engine_scores(family: str, scheme:
             answers = [tokenization.identifier(int(item)) for item in history]
             prompts = [tokenization.sequence(prompt, history[:event], USER) for event in range(len(history))]
         else:
-            row = tokenization.question_row(prompt, 2, user=USER)
-            asked, answer = tokenization.question(prompt, 2, user=USER)
+            row = tokenization.question_row(prompt, 2, user=USER, event=EVENT)
+            asked, answer = tokenization.question(prompt, 2, user=USER, event=EVENT)
             prompts, answers = [np.array(concatenated(asked))], [np.array(concatenated(answer))]
             starts = np.array([len(prompts[0])])
         with torch.no_grad():
