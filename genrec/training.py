@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,114 +23,30 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate import PartialState
+from accelerate.utils import DistributedType, gather_object
+from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from genrec import adapter as adapters
 from genrec import base as bases
-from genrec import features, learning_curve, metrics, progress
-from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties, as_table, load_recipe, suggestion, workspace_of
-from genrec.curriculum import Rows, plan
+from genrec import checkpoints, estimates, features, learning_curve, progress
+from genrec.config import Recipe, as_table, load_recipe, suggestion, workspace_of
+from genrec.curriculum import HISTORY, WALK, Fresh, Rows, plan
 from genrec.dataset import Dataset
-from genrec.decoding import Trie
 from genrec.dropout import dropout
 from genrec.engines.local import LocalEngine
-from genrec.errors import ConfigError, DataError, DecodingError, GenrecError, LeakError, PromptError, StorageError
-from genrec.identifiers import Identifiers
+from genrec.errors import ConfigError, DataError, GenrecError, PromptError, StorageError
+from genrec.estimates import Estimate
+from genrec.identification import identify
+from genrec.options import training_options
 from genrec.prompts import Prompt
+from genrec.rows import is_rows
 from genrec.splits import Split
-from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, text_tokens
-
-VALIDATION_BEAMS = 20
-_INFINITY = math.inf
-TRAINING_KEYS: dict[str, tuple[Any, ...]] = {
-    # Keys of SFTConfig that a recipe may set: a type and its range (both ends included), or the values that work here.
-    "num_train_epochs": (int, 1, _INFINITY),
-    "max_steps": (int, -1, _INFINITY),
-    "per_device_train_batch_size": (int, 1, _INFINITY),
-    "gradient_accumulation_steps": (int, 1, _INFINITY),
-    "learning_rate": (float, 0, _INFINITY),
-    "weight_decay": (float, 0, _INFINITY),
-    "warmup_steps": (float, 0, _INFINITY),
-    "lr_scheduler_type": (
-        "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "polynomial",
-        "constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
-    ),
-    "lr_scheduler_kwargs": (dict,),
-    "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"),
-    "adam_beta1": (float, 0, 0.999999),
-    "adam_beta2": (float, 0, 0.999999),
-    "adam_epsilon": (float, 0, 1),
-    "max_grad_norm": (float, 0, _INFINITY),
-    "label_smoothing_factor": (float, 0, 1),
-    "logging_steps": (int, 1, _INFINITY),
-    "bf16": (bool,),
-    "fp16": (bool,),
-    "tf32": (bool,),
-    "gradient_checkpointing": (bool,),
-    "use_cpu": (bool,),
-    "average_tokens_across_devices": (bool,),
-    "ddp_find_unused_parameters": (bool,),
-    "ddp_timeout": (int, 1, _INFINITY),
-}  # fmt: skip
-_TRAINING_ELSEWHERE = {  # What a recipe says in another place.
-    "max_length": "write max_length at the top level of the recipe",
-    "seed": "write seed at the top level of the recipe",
-    "output_dir": "the adapter's folder follows from the recipe's name",
-    "model_init_kwargs": "write dtype at the top level of the recipe",
-    "eval_strategy": "see [validation]",
-    "eval_steps": "see [validation]",
-    "save_strategy": "the best weights by validation are kept",
-}
-_LORA_ELSEWHERE = {
-    "trainable_token_indices": "the identifier rows are trained",
-    "bias": 'an adapter holds no biases; train them with tuning = "full"',
-    "modules_to_save": 'an adapter holds no whole modules; train them with tuning = "full"',
-}
-_TRAINING_DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 10,
-    "logging_steps": 20,
-    "per_device_train_batch_size": 16,
-    "learning_rate": 1e-3,
-    "weight_decay": 0.01,
-    "warmup_steps": 0.05,
-    "lr_scheduler_type": "cosine",
-    "gradient_checkpointing": False,
-    "bf16": False,
-}
-_LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-
-
-# The model
-
-
-def start_rows(model: transformers.PreTrainedModel, ids: torch.Tensor, vectors: np.ndarray | None, seed: int) -> None:
-    """Set the embedding rows of new tokens, in the scale of the rows that are there.
-
-    With ``vectors`` (float32 [tokens, d]) a row is their random projection (Johnson-Lindenstrauss: near vectors make
-    near rows) plus a tenth of noise, which tells equal vectors apart; a token with a zero vector, or without
-    ``vectors``, starts random.
-    """
-    rng = np.random.default_rng([seed, 2])
-    weight = model.get_input_embeddings().weight
-    old = weight[: int(ids.min())] if int(ids.min()) > 0 else weight
-    scale = float(old.detach().float().std())
-    noise = rng.standard_normal((len(ids), weight.shape[1]))
-    values = noise
-    if vectors is not None:
-        projected = vectors @ rng.standard_normal((vectors.shape[1], weight.shape[1]))
-        norm = np.sqrt(np.mean(projected**2, axis=1, keepdims=True))
-        known = norm[:, 0] > 0
-        values = np.where(known[:, None], projected / np.where(norm > 0, norm, 1) + 0.1 * noise, noise)
-    rows = torch.tensor(scale * values, dtype=torch.float32)
-    adapters.set_rows(model, ids, {"input": rows, "output": rows})
-
-
-def _diverged(step: int) -> GenrecError:
-    return GenrecError(
-        f"the loss was no finite number any more after {step} steps. Nothing was written. "
-        "Lower training.learning_rate (a tenth of it is a good next try) or lengthen warmup_steps."
-    )
+from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
+from genrec.tuning import load, start_rows, with_lora
+from genrec.validation import ValidationSet
+from genrec.watch import Tally, Watch, diverged
 
 
 class _Trainer(SFTTrainer):
@@ -138,11 +56,16 @@ class _Trainer(SFTTrainer):
     vocabularies more than the rest of the step; the loss is the same (a test holds it equal).
     """
 
+    def __init__(self, *arguments: Any, watch: Watch | None = None, tally: Tally | None = None,
+                 rows_rate: float | None = None, total: int = 0, **options: Any) -> None:  # fmt: skip
+        self.watch, self.tally, self.rows_rate, self.total = watch, tally, rows_rate, total
+        super().__init__(*arguments, **options)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         labels = inputs.pop("labels")[:, 1:]
-        weights = inputs.pop("weights", None)
+        weights, rows, tasks = (inputs.pop(key, None) for key in ("weights", "rows", "tasks"))
         mask = labels != IGNORE
         inner = self.accelerator.unwrap_model(model)
         inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
@@ -155,107 +78,47 @@ class _Trainer(SFTTrainer):
             logits = model(**inputs, use_cache=False).logits[0]
         finally:
             handle.remove()
-        loss = torch.nn.functional.cross_entropy(
-            logits.float(),
-            labels[mask],
-            reduction="sum" if weights is None else "none",
-            label_smoothing=self.args.label_smoothing_factor,
+        losses = torch.nn.functional.cross_entropy(
+            logits.float(), labels[mask], reduction="none", label_smoothing=self.args.label_smoothing_factor
         )
         if weights is not None:
-            loss = (loss * weights[:, 1:][mask]).sum()
+            losses = losses * weights[:, 1:][mask]
+        loss = losses.sum()
         if not torch.isfinite(loss):
-            raise _diverged(self.state.global_step)
+            done = 0 if self.watch is None else self.watch.done
+            raise diverged(done + self.state.global_step, None if self.watch is None else self.watch.run)
+        if self.tally is not None and rows is not None:
+            self.tally.add(rows)
+        if self.watch is not None and tasks is not None:
+            self.watch.add(tasks[:, None].expand_as(mask)[mask], losses)
         count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
         return loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """TRL's, with the identifier rows in groups of their own where they have their own learning rate."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.rows_rate is not None:
+            own = {id(p) for name, p in self.model.named_parameters() if is_rows(name)}
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in own]
+                if moved:
+                    group["params"] = [p for p in group["params"] if id(p) not in own]
+                    optimizer.add_param_group(
+                        {"params": moved, "weight_decay": group["weight_decay"], "lr": self.rows_rate}
+                    )
+        return optimizer
 
-# Validation
-
-
-class _Watch(transformers.TrainerCallback):
-    """Evaluates on validation cases, keeps the best weights in memory, draws the bar, stops early."""
-
-    def __init__(
-        self, evaluate: Any, model: torch.nn.Module, marks: Mapping[int, float], patience: int, advance: Any
-    ) -> None:
-        self.evaluate, self.model, self.patience, self.advance = evaluate, model, patience, advance
-        self.marks = marks  # Step -> epoch, where to evaluate.
-        self.curve: list[dict[str, float]] = []
-        self.losses: list[tuple[int, float]] = []
-        self.best: dict[str, Any] = {}
-        self.weights: dict[str, torch.Tensor] = {}
-        self.began = time.perf_counter()
-
-    def look(self, step: int, epoch: float) -> None:
-        try:
-            found = self.evaluate()
-        except DecodingError as error:
-            if step == 0:
-                raise
-            raise _diverged(step) from error
-        self.curve.append(
-            {"step": step, "epoch": round(epoch, 3), "seconds": round(time.perf_counter() - self.began, 1), **found}
-        )
-        if not self.best or found["ndcg@10"] > self.best["ndcg@10"]:
-            self.best = self.curve[-1]
-            trained = ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
-            self.weights = {name: value.detach().cpu().clone() for name, value in trained}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.look(0, 0.0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.marks:
-            self.look(state.global_step, self.marks[state.global_step])
-            behind = len(self.curve) - 1 - self.curve.index(self.best)
-            if self.patience and behind >= self.patience:
-                control.should_training_stop = True
-        self.advance(1, note=f"NDCG@10 {self.curve[-1]['ndcg@10']:.4f} (best {self.best['ndcg@10']:.4f})")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        # A run that is shorter than the steps between two logs has its mean loss alone.
-        key = "train_loss" if logs and "train_loss" in logs and not self.losses else "loss"
-        if logs and key in logs:
-            self.losses.append((state.global_step, float(logs[key])))
-
-    def keep_best(self) -> None:
-        """Put the best weights back into the model."""
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in self.weights.items():
-                parameters[name].copy_(value)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """TRL's, over the steps of the whole run where this is the rest of one that was interrupted."""
+        return super().create_scheduler(self.total or num_training_steps, optimizer)
 
 
 # The run
 
 
-def _check_keys(given: Mapping[str, Any], known: set[str], elsewhere: Mapping[str, str], table: str) -> None:
-    for key in given:
-        if key in elsewhere:
-            raise ConfigError(f"recipe: {table}.{key} is not yours to set: {elsewhere[key]}.")
-        if key not in known:
-            raise ConfigError(f"recipe: unknown key {table}.{key}. {suggestion(key, known)}")
-
-
-def _training_options(recipe: Recipe) -> dict[str, Any]:
-    """The table ``[training]`` over the defaults, with every key and value checked."""
-    _check_keys(recipe.training, set(TRAINING_KEYS), _TRAINING_ELSEWHERE, "training")
-    for key, value in recipe.training.items():
-        kind, *limits = TRAINING_KEYS[key]
-        if isinstance(kind, str):
-            if value not in TRAINING_KEYS[key]:
-                raise ConfigError(f"recipe: training.{key} is {value!r}. {suggestion(str(value), TRAINING_KEYS[key])}")
-            continue
-        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or type(value) is not bool)
-        if not fits or (limits and not limits[0] <= value <= limits[1]):
-            span = f" from {limits[0]} to {limits[1]}" if limits and limits[1] < _INFINITY else ""
-            span = f" of at least {limits[0]}" if limits and not span else span
-            raise ConfigError(f"recipe: training.{key} is {value!r}. It takes a value of type {kind.__name__}{span}.")
-    return {**_TRAINING_DEFAULTS, **recipe.training}
-
-
 def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
-    given = {**_training_options(recipe), "num_train_epochs": 1}  # The plan holds all epochs.
+    given = {**training_options(recipe.training), "num_train_epochs": 1, "max_steps": -1}  # The plan holds all epochs.
     try:
         # Keywords of a schedule are read when training begins; a wrong one is found out here.
         transformers.get_scheduler(
@@ -270,6 +133,7 @@ def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
             train_sampling_strategy="sequential",
             save_strategy="no",
             eval_strategy="no",
+            logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
             seed=recipe.seed,
@@ -280,30 +144,17 @@ def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
         raise ConfigError(f"recipe: [training] was refused: {error}") from error
 
 
-def _with_lora(model: transformers.PreTrainedModel, recipe: Recipe, ids: torch.Tensor) -> PeftModel:
-    """LoRA on the blocks, and of the embedding (and an untied head) the identifier rows alone."""
-    _check_keys(recipe.lora, {item.name for item in fields(LoraConfig)} - set(_LORA_ELSEWHERE), _LORA_ELSEWHERE, "lora")
-    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
-    layers = [model.get_input_embeddings()]
-    if not model.config.get_text_config().tie_word_embeddings:
-        layers.append(model.get_output_embeddings())
-    trained = {names[id(layer)]: ids.tolist() for layer in layers}
-    try:
-        config = LoraConfig(**{**_LORA_DEFAULTS, **recipe.lora}, trainable_token_indices=trained)
-        result = get_peft_model(model, config)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"recipe: [lora] was refused: {error}") from error
-    head = model.get_output_embeddings()
-    if getattr(head, "token_adapter", None) is not None:
-        head.bias = None  # TRL reads the attribute, and PEFT's wrapper of a tied head lacks it.
-    return result
-
-
 def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
+    for task in recipe.tasks:
+        if not (workspace / task.prompt).is_file():
+            there = sorted(path.relative_to(workspace).as_posix() for path in workspace.glob("prompts/*.jinja"))
+            raise PromptError(
+                f"recipe: tasks name {task.prompt}, and there is no such file. {suggestion(task.prompt, there)}"
+            )
     loaded = [Prompt.load(workspace / task.prompt) for task in recipe.tasks]
     for task, prompt in zip(recipe.tasks, loaded, strict=True):
         users = [] if data.users is None else data.users.columns
-        problems = prompt.check(item_columns=data.items.columns, user_columns=users)
+        problems = prompt.check(data.items.columns, users, data.events.columns)
         if problems:
             first = problems[0]
             raise PromptError(f"{task.prompt}:{first.line}:{first.column}: {first.message} {first.fix}")
@@ -315,90 +166,238 @@ def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
     return loaded
 
 
-def _titles(data: Dataset, base: bases.Base) -> list[list[str]]:
-    return text_tokens(base.tokenizer(), data.items["title"].to_list())
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What an update trains on with, in the place of what a recipe would build: see ``genrec.update``.
 
-
-def build_identifiers(
-    data: Dataset | str | Path,
-    scheme: str,
-    *,
-    base: str | None = None,
-    levels: int = 3,
-    codes: int = 256,
-    split: SplitKind = "leave_one_out",
-    ties: Ties = "file",
-    split_seed: int = 0,
-    dimensions: int = 64,
-    seed: int = 0,
-) -> Identifiers:
-    """Identifiers for a data set, from features of its catalogue and the training part of its split alone.
-
-    Args:
-        data: A data set, or its folder.
-        scheme: A key of ``identifiers.SCHEMES``.
-        base: The base whose tokens spell the titles; read by the scheme "title" alone.
-        levels, codes: See ``Identifiers.build``.
-        split, ties, split_seed: What part of the interactions is for training, as the recipe says that will use them.
-        dimensions: Of the text vectors, and as many again of the collaborative ones (``features`` of a recipe).
-        seed: Of features and clusters.
-
-    Raises:
-        ConfigError: An unknown scheme, no base for "title", or more items than ``codes ** levels``.
+    Attributes:
+        base: What the adapter names as its base.
+        prompts: In the order of the recipe's tasks.
+        tokenization: With the identifiers of the data set.
+        model: What is trained, with all rows in it and LoRA on it.
+        fresh: Which events are targets.
+        told: What decides the outcome besides, plain values.
+        report: Called with the trained model before it is written; what it gives stands in genrec.json as "update".
     """
-    data = data if isinstance(data, Dataset) else Dataset.load(data)
-    part = data.split(split, ties=ties, seed=split_seed)
-    vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
-    titles = _titles(data, bases.find(base)) if scheme == "title" and base is not None else None
-    made = Identifiers.build(scheme, data.item_ids, vectors, titles=titles, levels=levels, codes=codes, seed=seed)
-    return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
+
+    base: bases.Base
+    prompts: list[Prompt]
+    tokenization: Tokenization
+    model: Any
+    fresh: Fresh
+    told: dict[str, Any]
+    report: Callable[[Any], dict[str, Any]]
 
 
-def identify(
-    recipe: Recipe, base: bases.Base, workspace: Path, data: Dataset, split: Split, vectors: np.ndarray
-) -> tuple[Identifiers, bool]:
-    """The identifiers to train with: those that the base brings, or those that the recipe asks for; and whether they
-    are inherited, rows and all.
+@dataclass
+class _Run:
+    """A run made ready: everything that training needs; nothing is written."""
 
-    Raises:
-        AdapterError: The base is a product of training of which a file is missing or changed.
-        ConfigError: The recipe asks for other identifiers than the base has, or they are of other items.
-        LeakError: Base or identifiers were fitted on other interactions than this split's training part.
-    """
-    wanted = recipe.identifiers or IdentifierRecipe()
-    inherited = any((base.folder / name).exists() for name in ("genrec.json", "identifiers.parquet"))
-    if inherited:
-        product = adapters.Adapter.load(base.folder)
-        found, source, fitted_on = product.identifiers, f"base {base.name}", product.manifest["fitted_on"]
-        made_by = product.manifest["recipe"].get("identifiers") or as_table(IdentifierRecipe())
-        if recipe.identifiers is not None and (wanted.scheme != found.scheme or as_table(wanted) != made_by):
-            raise ConfigError(
-                f"recipe: [identifiers] asks for {wanted.file or wanted.scheme!r} (levels {wanted.levels}, codes "
-                f"{wanted.codes}), and base {base.name} brings its own ({found.scheme!r}). "
-                "Remove [identifiers] to inherit them."
-            )
-    elif wanted.file:
-        found, source = Identifiers.load(workspace / wanted.file), f"identifiers {wanted.file}"
-        fitted_on = found.fitted_on
-    else:
-        titles = _titles(data, base) if wanted.scheme == "title" else None
-        made = Identifiers.build(
-            wanted.scheme, data.item_ids, vectors,
-            titles=titles, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed,
+    recipe: Recipe
+    data: Dataset
+    split: Split
+    base: bases.Base
+    prompts: list[Prompt]
+    rows: Rows
+    model: Any
+    config: SFTConfig
+    prepared: Prepared | None = None
+
+    @property
+    def leader(self) -> Prompt:
+        return next(prompt for prompt in self.prompts if prompt.kind == "sequence")
+
+    @property
+    def batch(self) -> int:
+        """Rows of one step, over all processes."""
+        return int(_step_rows(self.config))
+
+    @property
+    def steps(self) -> int:
+        wanted = training_options(self.recipe.training).get("max_steps", -1)
+        return wanted if wanted > 0 else math.ceil(len(self.rows) / self.batch)
+
+    @property
+    def order(self) -> np.ndarray:
+        """int64 [steps * batch]: the row numbers of the run. -1 fills the last batch, so that every process gets as
+        many rows and none is repeated; ``max_steps`` cuts the plan, or goes through it again."""
+        filled = np.concatenate([np.arange(len(self.rows)), np.full(-len(self.rows) % self.batch, -1)])
+        return np.resize(filled, self.steps * self.batch)
+
+    @property
+    def marks(self) -> dict[int, float]:
+        """Step -> epoch, where to validate; the last step always."""
+        rule, steps = self.recipe.validation, self.steps
+        epochs = steps / math.ceil(len(self.rows) / self.batch) * (int(self.rows.plan.table[-1, 0]) + 1)
+        if rule.steps:
+            return {step: epochs * step / steps for step in [*range(rule.steps, steps, rule.steps), steps]}
+        looks = max(1, round(epochs * rule.per_epoch))
+        return {round(steps * look / looks): epochs * look / looks for look in range(1, looks + 1)}
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "recipe": as_table(self.recipe),
+            "data": self.data.hash,
+            "identifiers": self.rows.tokenization.identifiers.hash,
+            "base": self.base.hash,
+            "prompts": {prompt.name: prompt.hash for prompt in self.prompts},
+            "processes": self.config.world_size,
+            "global batch": self.batch,
+            "versions": adapters.versions(),
+            **({} if self.prepared is None else {"update": self.prepared.told}),
+        }
+
+    def named(self, number: int) -> str:
+        """A row of the plan in words."""
+        epoch, task, kind, index, start, stop, _ = self.rows.plan.table[number].tolist()
+        what = {HISTORY: f"history {index}, events {start} to {stop - 1}", WALK: f"walk {index}"}
+        return f"epoch {epoch}, prompt {self.prompts[task].name}, {what.get(kind, f'item {index}')}"
+
+    def collate(self, examples: list[dict[str, int]]) -> dict[str, torch.Tensor]:
+        """A padded batch of rows, with the number and the task of each; a row -1 is one token without a label."""
+        pad = self.rows.tokenization.tokenizer.pad_token_id
+        numbers = [example["row"] for example in examples]
+        real = [number for number in numbers if number >= 0]
+        made = self.rows.batch(real or [0], pad)
+        fillers = len(numbers) - len(real)
+        if not real:
+            made = {key: value[:0, :1] for key, value in made.items()}
+        blank = {"input_ids": pad, "labels": IGNORE}
+        for key, value in made.items():
+            filler = np.full((fillers, value.shape[1]), blank.get(key, 0), dtype=value.dtype)
+            if key == "attention_mask":
+                filler[:, 0] = 1
+            made[key] = np.concatenate([value, filler])
+        made["rows"] = np.array(real + [-1] * fillers, dtype=np.int64)
+        made["tasks"] = np.concatenate([self.rows.plan.table[real, 1], np.zeros(fillers)]).astype(np.int64)
+        return {key: torch.from_numpy(value) for key, value in made.items()}
+
+    @contextmanager
+    def trainer(self, order: np.ndarray, callback: Any, **options: Any) -> Iterator[_Trainer]:
+        """TRL's trainer of the rows ``order``, with dropout on and without the noise of the libraries."""
+        with dropout(self.model, self.recipe.dropout), bases.quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="trl")
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*label_smoothing_factor")  # Ours acts.
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            try:
+                made = _Trainer(
+                    model=self.model,
+                    args=self.config,
+                    # Row numbers alone: the collator makes the rows, so nothing is stored or hashed twice.
+                    train_dataset=datasets.Dataset.from_dict({"row": order.tolist()}),
+                    data_collator=self.collate,
+                    processing_class=self.rows.tokenization.tokenizer,
+                    callbacks=[callback],
+                    rows_rate=self.recipe.rows_learning_rate,
+                    **options,
+                )
+            except ValueError as error:  # Such as fp16 without a GPU.
+                raise ConfigError(f"recipe: [training] was refused: {error}") from error
+            kind = made.accelerator.distributed_type
+            if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+                raise ConfigError(
+                    f"this process was launched for {kind.value}, which divides the model, and validation and "
+                    "checkpoints need it whole. Launch it without, as in docs/training.md."
+                )
+            made.remove_callback(transformers.PrinterCallback)
+            yield made
+
+    def engine(self) -> LocalEngine:
+        return LocalEngine(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    def validation(self) -> ValidationSet:
+        return ValidationSet.draw(
+            self.recipe, self.split, self.rows.tokenization, self.leader, self.rows.users,
+            exclude_seen=bool(self.data.manifest["exclude_seen"]),
         )  # fmt: skip
-        return replace(made, fitted_on=split.train_hash) if made.scheme == "semantic" else made, False
-    if list(found.item_ids) != data.item_ids:
-        raise ConfigError(
-            f"{source} has identifiers for {len(found.item_ids)} items, and they are not the {len(data.item_ids)} "
-            f"items of {recipe.data}, in that order. Make them from this data set."
+
+
+def _step_rows(config: SFTConfig) -> int:
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+
+
+def _named(
+    recipe: str | Path | Recipe, name: str | None, workspace: str | Path | None, assignments: Sequence[str]
+) -> tuple[Recipe, str, Path]:
+    """The recipe, its name, and the workspace."""
+    if isinstance(recipe, Recipe):
+        if name is None:
+            raise ConfigError("train: a Recipe has no file name, so name= must say what to call the adapter.")
+        return recipe, name, Path(workspace or Path.cwd())
+    path = Path(recipe)
+    return load_recipe(path, assignments), name or path.stem, Path(workspace or workspace_of(path))
+
+
+def is_main() -> bool:
+    """Whether this process writes and speaks: the only one, or the first of those that a launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several processes the main one alone shows progress."""
+    before = progress.quiet
+    progress.quiet = before or not is_main()
+    try:
+        yield
+    finally:
+        progress.quiet = before
+
+
+def _build(
+    recipe: Recipe, root: Path, data: Dataset, split: Split, vectors: np.ndarray
+) -> tuple[bases.Base, list[Prompt], Tokenization, Any]:
+    """Base, prompts, tokenization and the model to be trained, as a recipe says."""
+    base = bases.find(recipe.base, root)
+    prompts = _prompts(recipe, root, data)
+    identifiers, inherited = identify(recipe, base, root, data, split, vectors)
+    tokenizer = base.tokenizer()
+    add_identifier_tokens(tokenizer, identifiers)
+    tokenization = Tokenization(tokenizer, identifiers, data.items, max_length=recipe.max_length)
+    model = load(recipe, base)
+    ids = adapters.identifier_ids(tokenization)
+    adapters.resize(model, len(tokenizer))
+    if not inherited:
+        started = identifiers.token_vectors(vectors) if recipe.rows == "features" else None
+        start_rows(model, ids, started, recipe.seed)
+    return base, prompts, tokenization, model if recipe.tuning == "full" else with_lora(model, recipe, ids)
+
+
+@contextmanager
+def _ready(recipe: Recipe, root: Path, data: Dataset | None, prepared: Prepared | None = None) -> Iterator[_Run]:
+    """Read, check and build everything that a run needs."""
+    data = data or Dataset.load(root / recipe.data)
+    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
+    split.check()
+    if not len(split.valid):
+        raise DataError(
+            f"{recipe.data}: the split {recipe.split} leaves no validation case (users need 3 interactions or more), "
+            "so nothing could tell which weights to keep. Import more of the log, or another split."
         )
-    if fitted_on and fitted_on != split.train_hash:
-        raise LeakError(
-            f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this recipe's "
-            f"split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the "
-            "same data, split, ties and split_seed."
-        )
-    return found, inherited
+    transformers.set_seed(recipe.seed)
+    vectors = features.item_vectors(data.items, split.train, dimensions=recipe.features, seed=recipe.seed)
+    if prepared is None:
+        base, prompts, tokenization, model = _build(recipe, root, data, split, vectors.vectors)
+    else:
+        base, prompts, tokenization, model = prepared.base, prepared.prompts, prepared.tokenization, prepared.model
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and recipe.max_length > context:
+        raise ConfigError(f"recipe: max_length is {recipe.max_length}, and base {base.name} reads {context} tokens.")
+
+    neighbours = None
+    if recipe.walks.share > 0 or recipe.walks.alone > 0:
+        neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = _sft_config(recipe, scratch)
+        epochs = training_options(recipe.training)["num_train_epochs"]
+        made = plan(
+            recipe, prompts, tokenization, split.train, neighbours, data.user_rows,
+            epochs=epochs, batch_size=_step_rows(config), events=split.train_events,
+            fresh=None if prepared is None else prepared.fresh,
+        )  # fmt: skip
+        rows = Rows(made, prompts, tokenization, split.train, data.user_rows, split.train_weights, split.train_events)
+        yield _Run(recipe, data, split, base, prompts, rows, model, config, prepared)
 
 
 def train(
@@ -409,8 +408,13 @@ def train(
     workspace: str | Path | None = None,
     assignments: Sequence[str] = (),
     overwrite: bool = False,
+    resume: bool = False,
+    prepared: Prepared | None = None,
 ) -> Path:
     """Train as a recipe says and write ``adapters/NAME``.
+
+    While it runs, checkpoints and TensorBoard's events stand in ``runs/NAME``; the checkpoints go when the adapter is
+    written. In several processes (``accelerate launch``) the main one writes, and all return when it has.
 
     Args:
         recipe: A recipe file, or a ``Recipe`` (then ``name`` is needed).
@@ -418,153 +422,152 @@ def train(
         name: Of the adapter; the recipe file's name where it is not given.
         workspace: What relative paths are relative to; the folder above the recipe's where it is not given.
         assignments: ``key=value`` changes to a recipe file.
-        overwrite: Replace an adapter that is there.
+        overwrite: Replace an adapter that is there, and begin again where a run was interrupted.
+        resume: Go on where a run was interrupted, to the very adapter that it would have made.
+        prepared: What an update trains on with, in the place of what the recipe would build.
 
     Returns:
         The adapter's folder.
 
     Raises:
         ConfigError, DataError, PromptError, AdapterError: See their messages. Nothing is written.
+        StorageError: An adapter or an interrupted run is there, or the disk refused.
     """
-    if isinstance(recipe, Recipe):
-        if name is None:
-            raise ConfigError("train: a Recipe has no file name, so name= must say what to call the adapter.")
-        root = Path(workspace or Path.cwd())
-    else:
-        path = Path(recipe)
-        recipe = load_recipe(path, assignments)
-        name, root = name or path.stem, Path(workspace or workspace_of(path))
-    out = root / "adapters" / name
+    recipe, name, root = _named(recipe, name, workspace, assignments)
+    out, folder = root / "adapters" / name, root / "runs" / name
     if out.exists() and not overwrite:
         raise StorageError(f"{out} exists already. Pass --overwrite to replace it once training is done.")
-    data = data or Dataset.load(root / recipe.data)
-    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
-    split.check()
-    if not len(split.valid):
-        raise DataError(
-            f"{recipe.data}: the split {recipe.split} leaves no validation case (users need 3 interactions or more), "
-            "so nothing could tell which weights to keep. Import more of the log, or another split."
+    newest = checkpoints.newest(folder)
+    start = checkpoints.load(newest) if newest is not None and not (overwrite and not resume) else None
+    if start is not None and not resume:
+        raise StorageError(
+            f"{folder} holds an interrupted run at step {start.step} of {start.total}. "
+            "Pass --resume to go on, or --overwrite to begin again."
         )
-    base = bases.find(recipe.base, root)
-    prompts = _prompts(recipe, root, data)
-    transformers.set_seed(recipe.seed)
-
-    vectors = features.item_vectors(data.items, split.train, dimensions=recipe.features, seed=recipe.seed)
-    identifiers, inherited = identify(recipe, base, root, data, split, vectors.vectors)
-    tokenizer = base.tokenizer()
-    add_identifier_tokens(tokenizer, identifiers)
-    tokenization = Tokenization(tokenizer, identifiers, data.items, max_length=recipe.max_length)
-    leader = next(prompt for prompt in prompts if prompt.kind == "sequence")
-
-    model = base.model(getattr(torch, recipe.dtype))
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and recipe.max_length > context:
-        raise ConfigError(f"recipe: max_length is {recipe.max_length}, and base {base.name} reads {context} tokens.")
-    ids = adapters.identifier_ids(tokenization)
-    adapters.resize(model, len(tokenizer))
-    if not inherited:
-        started = identifiers.token_vectors(vectors.vectors) if recipe.rows == "features" else None
-        start_rows(model, ids, started, recipe.seed)
-
-    neighbours = None
-    if recipe.walks.share > 0 or recipe.walks.alone > 0:
-        neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
-    with tempfile.TemporaryDirectory() as scratch:
-        config = _sft_config(recipe, scratch)
-        epochs = _training_options(recipe)["num_train_epochs"]
-        made = plan(
-            recipe, prompts, tokenization, split.train, neighbours, data.user_rows,
-            epochs=epochs, batch_size=config.per_device_train_batch_size,
-        )  # fmt: skip
-        rows = Rows(made, prompts, tokenization, split.train, data.user_rows, split.train_weights)
-        trained = _with_lora(model, recipe, ids) if recipe.tuning == "lora" else model
-        watch = _run(recipe, config, trained, rows, leader, split, exclude_seen=bool(data.manifest["exclude_seen"]))
-
-    extra = {
-        "learning_curve.json": json.dumps({"validation": watch.curve, "loss": watch.losses}, indent=1).encode(),
-        "learning_curve.png": learning_curve.picture(watch.curve, watch.losses),
-    }
-    ordered = {prompt.name: prompt for prompt in [leader, *(prompt for prompt in prompts if prompt is not leader)]}
-    adapters.save(
-        out,
-        model=trained,
-        base=base,
-        tokenization=tokenization,
-        prompts=ordered,
-        manifest={
-            "recipe": as_table(recipe),
-            "data": {"path": recipe.data, "hash": data.hash, "manifest": data.manifest},
-            "fitted_on": split.train_hash,
-            "protocol": split.protocol,
-            "training_rows": len(rows),
-            "kept": watch.best,
-        },
-        extra=extra,
-        overwrite=overwrite,
-    )
+    with _one_voice(), _ready(recipe, root, data, prepared) as run:
+        begins = gather_object([0 if start is None else start.step])
+        if len(set(begins)) > 1:
+            raise StorageError(
+                f"{folder}: the processes would begin at steps {begins}. Put it on a disk that all share."
+            )
+        if start is not None:
+            assert newest is not None
+            checkpoints.check(newest, start.fingerprint, run.fingerprint)
+            progress.say(f"going on from {newest}: step {start.step} of {start.total}")
+        elif resume:
+            progress.say(f"nothing to resume in {folder}: starting from the beginning")
+        if is_main():
+            checkpoints.tidy(folder)
+            if start is None:
+                checkpoints.remove(folder)
+        progress.say(estimates.line(len(run.rows), run.steps, *estimates.parameters(run.model)))
+        watch = _run(run, folder, start)
+        if is_main():
+            _save(run, watch, out, overwrite)
+            checkpoints.remove(folder)
+        PartialState().wait_for_everyone()
     return out
 
 
-def _run(
-    recipe: Recipe,
-    config: SFTConfig,
-    model: Any,
-    rows: Rows,
-    prompt: Prompt,
-    split: Split,
-    *,
-    exclude_seen: bool,
-) -> _Watch:
-    """Train ``model`` in place on ``rows`` and leave the best weights by validation in it."""
-    tokenization = rows.tokenization
-    chosen = split.valid.draw(recipe.validation.users, [recipe.seed, 3])
-    histories, targets = [split.valid.histories[case] for case in chosen], split.valid.targets[chosen]
-    who = [rows.users[split.valid.users[case]] if rows.users is not None else None for case in chosen]
-    asked = [tokenization.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)]
-    blocked = [np.unique(history) for history in histories] if exclude_seen else None
-    trie = Trie.build(tokenization.tokens)
-    engine = LocalEngine(model.get_base_model() if isinstance(model, PeftModel) else model)
+def _save(run: _Run, watch: Watch, out: Path, overwrite: bool) -> None:
+    """Write the adapter."""
+    told = {"validation": watch.curve, "loss": watch.losses}
+    adapters.save(
+        out,
+        model=run.model,
+        tuning=run.recipe.tuning,
+        base=run.base,
+        tokenization=run.rows.tokenization,
+        prompts={prompt.name: prompt for prompt in sorted(run.prompts, key=lambda prompt: prompt is not run.leader)},
+        manifest={
+            "recipe": as_table(run.recipe),
+            "data": {"path": run.recipe.data, "hash": run.data.hash, "manifest": run.data.manifest},
+            "fitted_on": run.split.train_hash,
+            "protocol": run.split.protocol,
+            "training_rows": len(run.rows),
+            "kept": watch.best,
+            **({} if run.prepared is None else {"update": run.prepared.report(run.model)}),
+        },
+        extra={
+            "learning_curve.json": json.dumps(told, indent=1).encode(),
+            "learning_curve.png": learning_curve.picture(watch.curve, watch.losses),
+        },
+        overwrite=overwrite,
+    )
 
-    def evaluate() -> dict[str, float]:
-        found = engine.beam_search(asked, trie, min(VALIDATION_BEAMS, trie.n_items), blocked=blocked).items
-        place = metrics.ranks(found, targets)
-        return {
-            "ndcg@10": float(metrics.METRICS["ndcg"](place, 10).mean()),
-            "recall@10": float(metrics.METRICS["recall"](place, 10).mean()),
-        }
 
-    def collate(examples: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        made = rows.batch([example["row"] for example in examples], tokenization.tokenizer.pad_token_id)
-        return {key: torch.from_numpy(value) for key, value in made.items()}
-
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    planned = math.ceil(len(rows) / batch)
-    steps = config.max_steps if config.max_steps > 0 else planned
-    epochs = steps / planned * (int(rows.plan.table[-1, 0]) + 1)
-    looks = max(1, round(epochs * recipe.validation.per_epoch))
-    marks = {round(steps * look / looks): epochs * look / looks for look in range(1, looks + 1)}
-    with (
-        progress.bar("training", steps) as advance,
-        dropout(model, recipe.dropout),
-        bases.quiet(),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", category=FutureWarning, module="trl")
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        watch = _Watch(evaluate, model, marks, recipe.validation.patience, advance)
+def _run(run: _Run, folder: Path, start: checkpoints.Checkpoint | None) -> Watch:
+    """Train the model in place, from ``start`` on, and leave the best weights by validation in it."""
+    validation, engine = run.validation(), run.engine()
+    order, done = run.order, 0 if start is None else start.step
+    if start is not None:
+        checkpoints.set_trained(run.model, start.weights)
+    with progress.bar("training", run.steps) as advance:
+        advance(done)
+        watch = Watch(
+            lambda: validation.evaluate(engine),
+            run.model,
+            run.marks,
+            run.recipe.validation.patience,
+            advance,
+            tasks=[prompt.name for prompt in run.prompts],
+            logging_steps=int(run.config.logging_steps),
+            save_steps=run.recipe.training.get("save_steps", 0),
+            run=folder,
+            fingerprint=run.fingerprint,
+            total=run.steps,
+            start=start,
+            main=is_main(),
+        )
         try:
-            trainer = _Trainer(
-                model=model,
-                args=config,
-                # Row numbers alone: the collator makes the rows, so nothing is stored or hashed twice.
-                train_dataset=datasets.Dataset.from_dict({"row": range(len(rows))}),
-                data_collator=collate,
-                processing_class=tokenization.tokenizer,
-                callbacks=[watch],
-            )
-        except ValueError as error:  # Such as fp16 without a GPU.
-            raise ConfigError(f"recipe: [training] was refused: {error}") from error
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-    watch.keep_best()
+            if done < run.steps and not watch.stopped:
+                tally = Tally(len(run.rows))
+                rest = order[done * run.batch :]
+                with run.trainer(rest, watch, watch=watch, tally=tally, total=run.steps) as trainer:
+                    watch.scaler = trainer.accelerator.scaler
+                    trainer.train()
+                    seen = trainer.state.global_step
+                    tally.check(rest[: seen * run.batch], run.config.device, run.named)
+                    if not watch.stopped and done + seen < run.steps:
+                        raise GenrecError(f"training ended at step {done + seen} of {run.steps}. Nothing was written.")
+                    done += seen
+            watch.finish(done)
+        finally:
+            watch.close()
     return watch
+
+
+def estimate(
+    recipe: str | Path | Recipe,
+    data: Dataset | None = None,
+    *,
+    name: str | None = None,
+    workspace: str | Path | None = None,
+    assignments: Sequence[str] = (),
+) -> Estimate:
+    """What ``train`` with the same arguments would take, from building everything and timing a few real steps.
+
+    Writes nothing, and reads no adapter or run that is there. Raises what ``train`` would before its first step.
+    """
+    began = time.perf_counter()
+    recipe, _, root = _named(recipe, name or "", workspace, assignments)
+    with _one_voice(), _ready(recipe, root, data) as run:
+        validation, engine = run.validation(), run.engine()
+        prepared = time.perf_counter() - began
+        batches = run.order.reshape(run.steps, -1, run.config.per_device_train_batch_size)
+        sizes = estimates.Sizes.of(run.rows, batches)
+        (largest, place), median, clock = sizes.largest(), sizes.median(), estimates.Clock()
+        chosen = batches[[median, median, median, largest, largest]].reshape(-1)
+        with run.trainer(chosen, clock) as trainer:
+            trainer.train()
+            inputs = run.collate([{"row": int(row)} for row in batches[largest, place]])
+            activations = estimates.activations(trainer, run.model, inputs)
+            state = estimates.state_bytes(trainer.optimizer)
+        began = time.perf_counter()
+        validation.evaluate(engine)
+        return sizes.estimate(
+            run.rows, batches, run.model,
+            median=clock.seconds[1:3], largest=clock.seconds[3:], looks=len(run.marks) + 1,
+            validation=time.perf_counter() - began, preparation=prepared,
+            optimizer=state, activations=activations, device=str(run.config.device),
+        )  # fmt: skip

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 import genrec
-from genrec import Recommender, adapter, base, config, features, files, training
+from genrec import Recommender, adapter, base, config, files, training, tuning
 from genrec.errors import (
     AdapterError,
     ConfigError,
@@ -33,7 +33,9 @@ from genrec.errors import (
     PromptError,
     StorageError,
 )
+from genrec.identification import build_identifiers
 from genrec.identifiers import Identifiers
+from genrec.rows import is_rows
 from genrec.tokenization import IGNORE
 
 VOCABULARY, NEW = 40, torch.tensor([36, 37, 38, 39])
@@ -51,7 +53,7 @@ def tiny(tied: bool, lora: bool = False) -> Any:
     model: PreTrainedModel = LlamaForCausalLM(shape)
     if not lora:
         return model
-    trained = training._with_lora(model, replace(RECIPE, lora={"r": 4}), NEW)
+    trained = tuning.with_lora(model, replace(RECIPE, lora={"r": 4}), NEW)
     with torch.no_grad():  # As after some steps: LoRA begins as zero.
         for value in trained.parameters():
             if value.requires_grad:
@@ -73,11 +75,11 @@ def batch() -> dict[str, torch.Tensor]:
 def trainer(kind: type, model: Any, folder: Path) -> Any:
     import datasets
 
-    options = training._sft_config(replace(RECIPE, training={"average_tokens_across_devices": False}), str(folder))
+    arguments = training._sft_config(replace(RECIPE, training={"average_tokens_across_devices": False}), str(folder))
     table = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kind(model=model, args=options, train_dataset=table, processing_class=TOKENIZER)
+        return kind(model=model, args=arguments, train_dataset=table, processing_class=TOKENIZER)
 
 
 # The loss
@@ -140,7 +142,7 @@ def test_under_lora_nothing_but_lora_and_identifier_rows_is_trained(tied: bool) 
     model = tiny(tied, lora=True)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained
-    assert all(".lora_" in name or "trainable_tokens_delta" in name for name in trained)
+    assert all(".lora_" in name or is_rows(name) for name in trained)
     inner = model.get_base_model()
     old = torch.arange(int(NEW[0]))
     for key, value in adapter.rows(model, torch.arange(VOCABULARY)).items():
@@ -149,92 +151,6 @@ def test_under_lora_nothing_but_lora_and_identifier_rows_is_trained(tied: bool) 
         assert (value[NEW] != before[name][NEW]).any(dim=1).all()
     assert set(adapter.rows(model, NEW)) == ({"input"} if tied else {"input", "output"})
     assert inner.config.tie_word_embeddings is tied
-
-
-# Rows to begin with
-
-
-def test_near_vectors_start_near_and_in_the_scale_of_the_old_rows() -> None:
-    model, rng = tiny(True), np.random.default_rng(0)
-    model.resize_token_embeddings(140, mean_resizing=False)
-    ids = torch.arange(40, 140)
-    before = model.get_input_embeddings().weight[:40].detach().clone()
-    vectors = rng.standard_normal((100, 12)).astype(np.float32)
-    vectors[1] = vectors[0] + 0.01 * vectors[1]
-    vectors[2] = vectors[0]
-    vectors[3] = 0
-    training.start_rows(model, ids, vectors, seed=1)
-    rows = model.get_input_embeddings().weight[40:].detach().clone()
-    near, far = torch.dist(rows[0], rows[1]), torch.cdist(rows[:1], rows[3:]).min()
-    assert near < far / 2
-    assert 0 < torch.dist(rows[0], rows[2]) < far / 2
-    assert rows[3].abs().max() > 0
-    torch.testing.assert_close(rows.std(), before.std(), rtol=0.15, atol=0)
-    assert torch.equal(model.get_input_embeddings().weight[:40], before)
-    training.start_rows(model, ids, vectors, seed=1)
-    assert torch.equal(model.get_input_embeddings().weight[40:], rows)
-    training.start_rows(model, ids, vectors, seed=2)
-    assert not torch.equal(model.get_input_embeddings().weight[40:], rows)
-
-
-@pytest.mark.parametrize("vectors", [None, np.zeros((4, 3), dtype=np.float32)], ids=["none", "zero"])
-def test_rows_without_features_start_random_and_distinct(vectors: np.ndarray | None) -> None:
-    model = tiny(False)
-    training.start_rows(model, NEW, vectors, seed=0)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        rows = layer.weight[NEW].detach()
-        assert torch.isfinite(rows).all()
-        assert torch.pdist(rows).min() > 0.1
-    torch.testing.assert_close(*(adapter.rows(model, NEW)[key] for key in ("input", "output")))
-
-
-# Validation decides
-
-
-def watched(values: list[float], patience: int = 0) -> tuple[Any, torch.nn.Linear, Any]:
-    """Steps of which each sets the weight to its number, judged by ``values``."""
-    model, scores = torch.nn.Linear(1, 1), iter(values)
-    model.bias.requires_grad = False
-    marks = {step: float(step) for step in range(1, len(values))}
-    watch = training._Watch(
-        lambda: {"ndcg@10": next(scores), "recall@10": 0.0}, model, marks, patience, lambda *_, **__: None
-    )
-
-    class State:
-        global_step, epoch = 0, 0.0
-
-    class Control:
-        should_training_stop = False
-
-    with torch.no_grad():
-        model.weight.fill_(0)
-        watch.on_train_begin(None, State, Control)
-        for step in range(1, len(values)):
-            model.weight.fill_(step)
-            State.global_step = step
-            watch.on_step_end(None, State, Control)
-            if Control.should_training_stop:
-                break
-    watch.keep_best()
-    return watch, model, State
-
-
-@pytest.mark.parametrize(
-    ("values", "kept"), [([0.1, 0.3, 0.2], 1), ([0.5, 0.3, 0.2], 0), ([0.1, 0.2, 0.3], 2), ([0.1, 0.3, 0.3], 1)]
-)
-def test_the_weights_of_the_best_look_are_kept(values: list[float], kept: int) -> None:
-    watch, model, _ = watched(values)
-    assert model.weight.item() == kept
-    assert watch.best["step"] == kept
-    assert [point["ndcg@10"] for point in watch.curve] == values
-    assert [point["epoch"] for point in watch.curve] == [0.0, 1.0, 2.0]
-    assert set(watch.weights) == {"weight"}
-
-
-def test_training_stops_when_patience_is_spent() -> None:
-    _, model, state = watched([0.1, 0.3, 0.2, 0.2, 0.9], patience=2)
-    assert state.global_step == 3
-    assert model.weight.item() == 1
 
 
 # Whole runs
@@ -274,7 +190,7 @@ def kept_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_run_moves_identifier_rows_and_no_other_row(shop: Path, kept_model: dict[str, Any]) -> None:
-    out = train(shop, "lora", "training.num_train_epochs=3", name="moved")
+    out = train(shop, "lora", "training.num_train_epochs=3", "training.learning_rate=1e-3", name="moved")
     model = kept_model["model"]
     assert isinstance(model, PeftModel)
     assert adapter.Adapter.load(out).manifest["kept"]["step"] > 0
@@ -337,8 +253,11 @@ def test_the_learning_curve_is_written(shop: Path, steps: int) -> None:
     assert curve["validation"][0]["step"] == 0
     assert curve["validation"][-1]["step"] == steps
     assert all(0 <= point["ndcg@10"] <= point["recall@10"] <= 1 for point in curve["validation"])
-    assert [step for step, _ in curve["loss"]] == ([20, 40] if steps == 50 else [2])
-    assert all(np.isfinite(loss) and loss > 0 for _, loss in curve["loss"])
+    assert [entry["step"] for entry in curve["loss"]] == ([20, 40] if steps == 50 else [2])
+    for entry in curve["loss"]:
+        assert set(entry["tasks"]) <= {"next_item", "title_to_item", "item_to_title"}
+        assert min(entry["tasks"].values()) <= entry["loss"] <= max(entry["tasks"].values())
+        assert 0 < entry["learning_rate"] <= 1e-2
     assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "genrec.json").read_text(), parse_constant=refuse)["kept"] in curve["validation"]
 
@@ -380,13 +299,6 @@ def test_identifiers_of_several_tokens_are_trained_and_found(shop: Path, scheme:
     )
 
 
-def test_every_key_that_a_recipe_may_set_is_one_of_trls_and_the_defaults_pass() -> None:
-    assert set(training.TRAINING_KEYS) <= {item.name for item in fields(SFTConfig)}
-    assert training._training_options(RECIPE) == training._TRAINING_DEFAULTS
-    given = replace(RECIPE, training=dict(training._TRAINING_DEFAULTS))
-    assert training._training_options(given) == training._TRAINING_DEFAULTS
-
-
 def test_two_seeds_share_a_split_and_the_split_seed_makes_another(shop: Path) -> None:
     log = genrec.Dataset.load(shop / "data" / "tiny").interactions.with_columns(timestamp=pl.lit(7))
     log = log.unique(["user_id", "item_id"], maintain_order=True)
@@ -400,18 +312,16 @@ def test_two_seeds_share_a_split_and_the_split_seed_makes_another(shop: Path) ->
     assert fitted[0] == fitted[1] == data.split(ties="shuffled").train_hash
     assert fitted[2] == data.split(ties="shuffled", seed=3).train_hash != fitted[0]
     # Identifiers can be made beforehand for such a split, too.
-    made = training.build_identifiers(data, "semantic", levels=2, codes=6, ties="shuffled", split_seed=3, seed=5)
+    made = build_identifiers(data, "semantic", levels=2, codes=6, ties="shuffled", split_seed=3, seed=5)
     assert made.fitted_on == fitted[2]
 
 
 def test_build_identifiers_takes_the_dimensions_of_a_recipe(shop: Path, tiny_log: genrec.Dataset) -> None:
     asked = 'identifiers={scheme="semantic", levels=2, codes=6}'
     out = train(shop, "lora", "base=adapters/random", asked, "training.max_steps=1", "seed=3", name="dims")
-    made = training.build_identifiers(tiny_log, "semantic", levels=2, codes=6, dimensions=8, seed=3)
+    made = build_identifiers(tiny_log, "semantic", levels=2, codes=6, dimensions=8, seed=3)
     assert made.tokens == adapter.Adapter.load(out).identifiers.tokens
-    assert (
-        made.tokens != training.build_identifiers(tiny_log, "semantic", levels=2, codes=6, dimensions=2, seed=3).tokens
-    )
+    assert made.tokens != build_identifiers(tiny_log, "semantic", levels=2, codes=6, dimensions=2, seed=3).tokens
 
 
 def test_dora_is_saved_whole(shop: Path, kept_model: dict[str, Any]) -> None:
@@ -616,28 +526,6 @@ def tiny_log(workspace: Path) -> genrec.Dataset:
     return genrec.Dataset.load(workspace / "data" / "tiny")
 
 
-def test_held_out_events_change_neither_identifiers_nor_features(tiny_log: genrec.Dataset) -> None:
-    other = changed(tiny_log, "held out")
-    assert other.hash != tiny_log.hash
-    options: dict[str, Any] = {"levels": 2, "codes": 6}
-    one, two = (training.build_identifiers(data, "semantic", **options) for data in (tiny_log, other))
-    assert one.hash == two.hash
-    assert one.fitted_on == two.fitted_on == tiny_log.split().train_hash
-    for left, right in zip(tiny_log.split().test.targets, other.split().test.targets, strict=True):
-        assert left != right
-    vectors = [features.item_vectors(data.items, data.split().train).vectors for data in (tiny_log, other)]
-    np.testing.assert_array_equal(*vectors)
-
-
-def test_training_events_do_change_what_is_fitted_on_them(tiny_log: genrec.Dataset) -> None:
-    """The guard above could not pass by reading nothing at all."""
-    other = changed(tiny_log, "training")
-    one, two = (training.build_identifiers(data, "semantic", levels=2, codes=6) for data in (tiny_log, other))
-    assert one.fitted_on != two.fitted_on
-    vectors = [features.item_vectors(data.items, data.split().train).vectors for data in (tiny_log, other)]
-    assert not np.array_equal(*vectors)
-
-
 class Stop(Exception):
     """Ends a run where its training would begin."""
 
@@ -647,8 +535,9 @@ def test_held_out_events_change_neither_rows_nor_first_weights(
 ) -> None:
     seen: list[tuple[list[list[int]], dict[str, torch.Tensor]]] = []
 
-    def record(recipe: Any, options: Any, model: Any, rows: Any, *rest: Any, **more: Any) -> None:
-        seen.append(([rows.row(number).ids.tolist() for number in range(len(rows))], model.state_dict()))
+    def record(run: Any, *rest: Any) -> None:
+        rows = [run.rows.row(number).ids.tolist() for number in range(len(run.rows))]
+        seen.append((rows, run.model.state_dict()))
         raise Stop
 
     monkeypatch.setattr(training, "_run", record)
@@ -678,15 +567,15 @@ def test_a_base_goes_on_where_only_held_out_events_differ(shop: Path, tiny_log: 
 
 def test_identifiers_fitted_on_other_interactions_are_refused(shop: Path, tiny_log: genrec.Dataset) -> None:
     options = ["base=adapters/random", 'identifiers={file="ids.parquet"}', "training.max_steps=1"]
-    foreign = training.build_identifiers(changed(tiny_log, "training"), "semantic", levels=2, codes=6)
+    foreign = build_identifiers(changed(tiny_log, "training"), "semantic", levels=2, codes=6)
     foreign.save(shop / "ids.parquet")
     with pytest.raises(LeakError, match=r"identifiers ids\.parquet was fitted on other interactions"):
         train(shop, "lora", *options, name="leak")
-    training.build_identifiers(tiny_log, "semantic", levels=2, codes=6).save(shop / "ids.parquet")
+    build_identifiers(tiny_log, "semantic", levels=2, codes=6).save(shop / "ids.parquet")
     out = train(shop, "lora", *options, name="own")
-    assert adapter.Adapter.load(out).identifiers.hash == training.Identifiers.load(shop / "ids.parquet").hash
+    assert adapter.Adapter.load(out).identifiers.hash == Identifiers.load(shop / "ids.parquet").hash
     # Atomic identifiers read no interaction, so they serve every split.
-    training.build_identifiers(changed(tiny_log, "training"), "atomic").save(shop / "ids.parquet")
+    build_identifiers(changed(tiny_log, "training"), "atomic").save(shop / "ids.parquet")
     assert train(shop, "lora", *options, name="atomic").exists()
 
 
@@ -694,7 +583,7 @@ def test_identifiers_of_other_items_or_no_file_are_refused(shop: Path, tiny_log:
     options = ["base=adapters/random", 'identifiers={file="ids.parquet"}']
     with pytest.raises(IdentifierError, match=r"ids\.parquet"):
         train(shop, "lora", *options, name="refused")
-    fewer = training.Identifiers.build("atomic", tiny_log.item_ids[:-1])
+    fewer = Identifiers.build("atomic", tiny_log.item_ids[:-1])
     fewer.save(shop / "ids.parquet")
     with pytest.raises(ConfigError, match="identifiers for 23 items, and they are not the 24"):
         train(shop, "lora", *options, name="refused")
@@ -827,8 +716,177 @@ def test_adapters_with_title_identifiers_are_evaluated_and_inherited(titled: Pat
 
 def test_title_identifiers_are_built_with_the_tokens_of_a_base(titled: Path) -> None:
     data = titled / "data" / "tiny"
-    made = training.build_identifiers(data, "title", base=str(titled / "adapters" / "random"))
+    made = build_identifiers(data, "title", base=str(titled / "adapters" / "random"))
     trained = Identifiers.load(titled / "adapters" / "full" / "identifiers.parquet")
     assert (made.tokens, made.fitted_on) == (trained.tokens, "")
     with pytest.raises(ConfigError, match="spelled in the tokens of a base"):
-        training.build_identifiers(data, "title")
+        build_identifiers(data, "title")
+
+
+# ---- Every row and every event ---------------------------------------------------------------------------------------
+
+
+def ready(root: Path, *assignments: str, data: genrec.Dataset | None = None, recipe: str = "lora") -> Any:
+    return training._ready(config.load_recipe(root / "adapters" / f"{recipe}.toml", assignments), root, data)
+
+
+def test_every_event_of_long_histories_is_a_target_once_an_epoch(shop: Path, tiny_log: genrec.Dataset) -> None:
+    rng = np.random.default_rng(0)
+    lengths = [10_002, 5_000, 17, 40, 3, 4, 5]  # Two of each are held out.
+    events = [(f"u{user}", f"i{rng.integers(24)}", at) for user, length in enumerate(lengths) for at in range(length)]
+    log = pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = genrec.Dataset.from_frames(log, tiny_log.items, name="long")
+    changes = ["base=adapters/random", "training.num_train_epochs=2", "training.per_device_train_batch_size=7"]
+    with ready(shop, *changes, "training.gradient_accumulation_steps=2", data=data) as run:
+        assert len(run.order) % 14 == 0
+        train_, table, tokenization = run.split.train, run.rows.plan.table, run.rows.tokenization
+        assert sorted(len(history) for history in train_) == sorted(length - 2 for length in lengths)
+        seen = [[np.zeros(len(history), dtype=int) for history in train_] for _ in range(2)]
+        rows = []
+        for batch in run.order.reshape(-1, 7):
+            made = run.collate([{"row": int(row)} for row in batch])
+            assert made["rows"].tolist() == batch.tolist()
+            for place, number in enumerate(batch.tolist()):
+                labels = made["labels"][place]
+                if number < 0:
+                    assert (labels == IGNORE).all()
+                    assert made["attention_mask"][place].sum() == 1
+                    continue
+                rows.append(number)
+                epoch, task, _, user, start, stop, context = table[number].tolist()
+                assert made["tasks"][place] == task
+                if run.prompts[task].name == "next_item":
+                    targets = train_[user][start + context : stop]
+                    assert labels[labels != IGNORE].tolist() == tokenization.tokens[targets, 0].tolist()
+                    seen[epoch][user][start + context : stop] += 1
+        assert rows == list(range(len(table)))
+        assert all((counts == 1).all() for users in seen for counts in users)
+
+
+def test_a_row_that_a_batch_loses_fails_the_run_and_is_named(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collate = training._Run.collate
+
+    def losing(self: Any, examples: list[dict[str, int]]) -> Any:
+        return collate(self, [example for example in examples if example["row"] != 11])
+
+    monkeypatch.setattr(training._Run, "collate", losing)
+    with pytest.raises(GenrecError, match=r"1 of 80 training rows .* row 11 \(epoch 0, prompt \w+, .*\): planned 1"):
+        train(shop, "lora", name="loses")
+    assert not (shop / "adapters" / "loses").exists()
+
+
+@pytest.mark.parametrize(("changes", "steps"), [(("max_steps=3",), 3), (("max_steps=7",), 7)])
+def test_a_run_that_is_cut_or_goes_round_again_trains_what_it_should(
+    shop: Path, changes: tuple[str, ...], steps: int
+) -> None:
+    """Five steps are planned. Tally would refuse a row too many or too few."""
+    out = train(shop, "lora", *(f"training.{change}" for change in changes), "training.logging_steps=1", name="cut")
+    curve = json.loads((out / "learning_curve.json").read_text())
+    assert [entry["step"] for entry in curve["loss"]] == list(range(1, steps + 1))
+
+
+# ---- Keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_validation_every_so_many_steps_and_at_the_end(shop: Path) -> None:
+    out = train(shop, "lora", "validation.steps=2", "validation.per_epoch=9", "training.max_steps=5", name="steps")
+    curve = json.loads((out / "learning_curve.json").read_text())["validation"]
+    assert [entry["step"] for entry in curve] == [0, 2, 4, 5]
+
+
+def test_label_smoothing_acts(tmp_path: Path, shop: Path) -> None:
+    import datasets
+
+    given = {"average_tokens_across_devices": False, "label_smoothing_factor": 0.2}
+    arguments = training._sft_config(replace(RECIPE, training=given), str(tmp_path))
+    model, table = tiny(True), datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        smooth = training._Trainer(model=model, args=arguments, train_dataset=table, processing_class=TOKENIZER)
+    found = smooth.compute_loss(model, batch(), num_items_in_batch=7)
+    inputs = batch()
+    labels = inputs.pop("labels")
+    logits = model(**inputs).logits
+    chosen = labels[:, 1:] != IGNORE
+    logs = logits[:, :-1][chosen].log_softmax(-1)
+    plain = -logs.gather(1, labels[:, 1:][chosen][:, None]).sum()
+    torch.testing.assert_close(found, (0.8 * plain - 0.2 * logs.mean(-1).sum()) / 7, rtol=0, atol=1e-5)
+    assert train(shop, "lora", "training.label_smoothing_factor=0.2", "training.max_steps=1", name="smooth").exists()
+
+
+def test_identifier_rows_have_their_own_learning_rate(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: dict[str, bool] = {}
+    finish = training.Watch.finish
+
+    def looking(self: Any, step: int) -> None:
+        now = {name: value.detach().clone() for name, value in self.model.named_parameters() if value.requires_grad}
+        moved.update({name: not torch.equal(now[name], self.first[name]) for name in now})
+        rates.update({group["lr"] for group in self.optimizer.param_groups if group["params"]})
+        finish(self, step)
+
+    look = training.Watch.look
+
+    def first(self: Any, step: int, epoch: float) -> None:
+        look(self, step, epoch)
+        if step == 0:
+            self.first = dict(self.weights)
+
+    monkeypatch.setattr(training.Watch, "finish", looking)
+    monkeypatch.setattr(training.Watch, "look", first)
+    for rate, rows in ((0.0, 1e-2), (1e-2, 0.0)):
+        moved.clear()
+        rates: set[float] = set()
+        constant = ["training.lr_scheduler_type=constant", "training.warmup_steps=0", f"training.learning_rate={rate}"]
+        train(shop, "lora", *constant, f"rows_learning_rate={rows}", "training.max_steps=2", name=f"rate-{rate}")
+        assert rates == {0.0, 1e-2}
+        assert {name: name.endswith(".rows") == (rows > 0) for name in moved if "lora_A" not in name} == {
+            name: value for name, value in moved.items() if "lora_A" not in name
+        }
+        assert any(moved.values())
+    with pytest.raises(ConfigError, match="rows_learning_rate is that of identifier rows"):
+        train(shop, "pretrained", "rows_learning_rate=1e-3", name="refused")
+
+
+# ---- Estimates and bad input -----------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(shop: Path) -> None:
+    before = sorted(shop.rglob("*"))
+    found = training.estimate(shop / "adapters" / "lora.toml", assignments=["training.logging_steps=1"])
+    assert sorted(shop.rglob("*")) == before
+    with ready(shop) as run:
+        lengths = [len(run.rows.row(number).ids) for number in range(len(run.rows))]
+        trained = [value for value in run.model.parameters() if value.requires_grad]
+        everything = [*run.model.parameters(), *run.model.buffers()]
+        targets = sum(len(history) for history in run.split.train)
+    assert (found.rows, found.steps, found.tokens_per_epoch) == (80, 5, sum(lengths))
+    assert found.items == targets
+    padded = sum(16 * max(lengths[start : start + 16]) for start in range(0, 80, 16))
+    assert found.padding == pytest.approx(1 - sum(lengths) / padded)
+    assert found.trainable == sum(value.numel() for value in trained)
+    assert found.gradients == sum(value.nbytes for value in trained)
+    assert found.weights == sum(value.nbytes for value in everything)
+    assert found.optimizer == 2 * found.gradients + 4 * len(trained)  # AdamW: two moments, and a step counter.
+    assert found.memory == found.weights + found.gradients + found.optimizer + found.activations
+    assert found.activations > 4 * 16 * max(lengths) * 16  # One float for every position and dimension, at least.
+    assert found.seconds == pytest.approx(found.preparation + found.training + found.validation)
+    assert min(found.preparation, found.training, found.validation) > 0
+
+
+def test_a_base_without_a_pad_token_trains(shop: Path) -> None:
+    shutil.copytree(shop / "adapters" / "random", shop / "adapters" / "padless")
+    for name, keys in (("tokenizer_config.json", ["pad_token"]), ("config.json", ["pad_token_id"])):
+        for path in (shop / "adapters" / "padless").rglob(name):
+            table = json.loads(path.read_text())
+            path.write_text(json.dumps({key: value for key, value in table.items() if key not in keys}))
+    out = train(shop, "lora", "base=adapters/padless", "training.max_steps=2", name="padless-lora")
+    with_pad = train(shop, "lora", "base=adapters/random", "training.max_steps=2", name="padded-lora")
+    one, other = weights_of(out), weights_of(with_pad)
+    assert all(torch.equal(one[key], other[key]) for key in one)  # What fills a row is masked.
+
+
+def test_a_prompt_file_that_is_not_there_is_answered_with_the_closest(shop: Path) -> None:
+    with pytest.raises(PromptError, match=r"prompts/next_itm\.jinja, .* Did you mean 'prompts/next_item\.jinja'"):
+        train(shop, "lora", 'tasks=[{prompt="prompts/next_itm.jinja"}]', name="refused")
+    with pytest.raises(PromptError, match=r"Known: prompts/.*prompts/next_item\.jinja"):
+        train(shop, "lora", 'tasks=[{prompt="x"}]', name="refused")

@@ -1,0 +1,104 @@
+"""The identifiers to train with: made from a data set, read from a file, or brought along by a base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from genrec import adapter as adapters
+from genrec import base as bases
+from genrec import features
+from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties, as_table
+from genrec.dataset import Dataset
+from genrec.errors import ConfigError, LeakError
+from genrec.identifiers import Identifiers
+from genrec.splits import Split
+from genrec.tokenization import text_tokens
+
+
+def _titles(data: Dataset, base: bases.Base) -> list[list[str]]:
+    return text_tokens(base.tokenizer(), data.items["title"].to_list())
+
+
+def build_identifiers(
+    data: Dataset | str | Path,
+    scheme: str,
+    *,
+    base: str | None = None,
+    levels: int = 3,
+    codes: int = 256,
+    split: SplitKind = "leave_one_out",
+    ties: Ties = "file",
+    split_seed: int = 0,
+    dimensions: int = 64,
+    seed: int = 0,
+) -> Identifiers:
+    """Identifiers for a data set, from features of its catalogue and the training part of its split alone.
+
+    Args:
+        data: A data set, or its folder.
+        scheme: A key of ``identifiers.SCHEMES``.
+        base: The base whose tokens spell the titles; read by the scheme "title" alone.
+        levels, codes: See ``Identifiers.build``.
+        split, ties, split_seed: What part of the interactions is for training, as the recipe says that will use them.
+        dimensions: Of the text vectors, and as many again of the collaborative ones (``features`` of a recipe).
+        seed: Of features and clusters.
+
+    Raises:
+        ConfigError: An unknown scheme, no base for "title", or more items than ``codes ** levels``.
+    """
+    data = data if isinstance(data, Dataset) else Dataset.load(data)
+    part = data.split(split, ties=ties, seed=split_seed)
+    vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
+    titles = _titles(data, bases.find(base)) if scheme == "title" and base is not None else None
+    made = Identifiers.build(scheme, data.item_ids, vectors, titles=titles, levels=levels, codes=codes, seed=seed)
+    return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
+
+
+def identify(
+    recipe: Recipe, base: bases.Base, workspace: Path, data: Dataset, split: Split, vectors: np.ndarray
+) -> tuple[Identifiers, bool]:
+    """The identifiers to train with: those that the base brings, or those that the recipe asks for; and whether they
+    are inherited, rows and all.
+
+    Raises:
+        AdapterError: The base is a product of training of which a file is missing or changed.
+        ConfigError: The recipe asks for other identifiers than the base has, or they are of other items.
+        LeakError: Base or identifiers were fitted on other interactions than this split's training part.
+    """
+    wanted = recipe.identifiers or IdentifierRecipe()
+    inherited = any((base.folder / name).exists() for name in ("genrec.json", "identifiers.parquet"))
+    if inherited:
+        product = adapters.Adapter.load(base.folder)
+        found, source, fitted_on = product.identifiers, f"base {base.name}", product.manifest["fitted_on"]
+        made_by = product.manifest["recipe"].get("identifiers") or as_table(IdentifierRecipe())
+        if recipe.identifiers is not None and (wanted.scheme != found.scheme or as_table(wanted) != made_by):
+            raise ConfigError(
+                f"recipe: [identifiers] asks for {wanted.file or wanted.scheme!r} (levels {wanted.levels}, codes "
+                f"{wanted.codes}), and base {base.name} brings its own ({found.scheme!r}). "
+                "Remove [identifiers] to inherit them."
+            )
+    elif wanted.file:
+        found, source = Identifiers.load(workspace / wanted.file), f"identifiers {wanted.file}"
+        fitted_on = found.fitted_on
+    else:
+        titles = _titles(data, base) if wanted.scheme == "title" else None
+        made = Identifiers.build(
+            wanted.scheme, data.item_ids, vectors,
+            titles=titles, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed,
+        )  # fmt: skip
+        return replace(made, fitted_on=split.train_hash) if made.scheme == "semantic" else made, False
+    if list(found.item_ids) != data.item_ids:
+        raise ConfigError(
+            f"{source} has identifiers for {len(found.item_ids)} items, and they are not the {len(data.item_ids)} "
+            f"items of {recipe.data}, in that order. Make them from this data set."
+        )
+    if fitted_on and fitted_on != split.train_hash:
+        raise LeakError(
+            f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this recipe's "
+            f"split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the "
+            "same data, split, ties and split_seed."
+        )
+    return found, inherited
