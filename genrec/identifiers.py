@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +74,31 @@ def _title(
         )
     if len(titles) != n:
         raise IdentifierError(f"{n} items need as many titles, found {len(titles)}.")
-    seen: Counter[Tokens] = Counter()
+    return _spell_titles(titles, ())
+
+
+def _spell_titles(titles: Titles, taken: Iterable[Tokens]) -> list[Tokens]:
+    """An identifier for each title, in order, and none of ``taken``."""
+    used, seen = set(taken), Counter[Tokens]()
     result = []
     for title in titles:
         kept = tuple(title[:LONGEST_TITLE])
         if not _TITLE_OWN.isdisjoint(kept):
             own = next(token for token in kept if token in _TITLE_OWN)
             raise IdentifierError(f"the tokenizer makes {own!r} of plain text, which ends titles here.")
-        number, digits = seen[kept], []
-        seen[kept] += 1
-        while number:
-            number, digit = divmod(number, len(_TITLE_NUMBERS))
-            digits.append(_TITLE_NUMBERS[digit])
-        result.append((*kept, *reversed(digits), _TITLE_END))
+        while (tokens := _numbered(kept, seen[kept])) in used:
+            seen[kept] += 1
+        used.add(tokens)
+        result.append(tokens)
     return result
+
+
+def _numbered(title: Tokens, number: int) -> Tokens:
+    digits = []
+    while number:
+        number, digit = divmod(number, len(_TITLE_NUMBERS))
+        digits.append(_TITLE_NUMBERS[digit])
+    return (*title, *reversed(digits), _TITLE_END)
 
 
 SCHEMES: dict[str, Callable[[int, ArrayLike | None, Titles | None, int, int, int], list[Tokens]]] = {
@@ -183,6 +194,61 @@ class Identifiers:
         if vectors is not None:
             vectors = _matrix(vectors, len(item_ids))
         return cls(scheme, list(item_ids), SCHEMES[scheme](len(item_ids), vectors, titles, levels, codes, seed))
+
+    def extend(
+        self,
+        item_ids: Sequence[str],
+        *,
+        vectors: ArrayLike | None = None,
+        titles: Titles | None = None,
+        codes: int = 256,
+        seed: int = 0,
+    ) -> Identifiers:
+        """Identifiers for the items here and, after them, for new ones; those that are here stay as they are.
+
+        "atomic" gives new tokens, "title" the title's tokens, told apart from those that are there, "random" codes
+        drawn from the free ones, and "semantic" the nearest free codes (``semantic_ids.extend``).
+
+        Args:
+            item_ids: m new item ids, none of which is here.
+            vectors: float [n + m, d], of old and new items, made in one way; read by "semantic" alone.
+            titles: The titles of the new items as tokens; read by "title" alone.
+            codes: Different codes per level of "semantic" and "random", at least what is used here.
+            seed: Of the drawing of "random".
+
+        Raises:
+            ConfigError: No vectors or titles where they are needed, or more items than identifiers.
+            IdentifierError: An item that is here already, or codes that are not spelled as ``build`` spells them.
+        """
+        n, m = len(self.item_ids), len(item_ids)
+        if self.scheme == "atomic":
+            used = {token for tokens in self.tokens for token in tokens}
+            free = (token for number in count(n) if (token := f"<|item_{number}|>") not in used)
+            new: list[Tokens] = [(token,) for token in islice(free, m)]
+        elif self.scheme == "title":
+            if titles is None or len(titles) != m:
+                found = "none" if titles is None else len(titles)
+                raise ConfigError(f"{m} new items need as many titles in tokens of the base, found {found}.")
+            new = _spell_titles(titles, self.tokens)
+        elif self.scheme in ("semantic", "random"):
+            if n == 0:
+                raise ConfigError(f"there are no {self.scheme} identifiers to extend. Build them for all items.")
+            given = _codes(self.tokens)
+            codes = max(codes, int(given.max()) + 1)
+            if self.scheme == "semantic":
+                if vectors is None:
+                    raise ConfigError("semantic identifiers of new items are made from vectors, and none were given.")
+                matrix = _matrix(vectors, n + m)
+                new = _spell(semantic_ids.extend(given, matrix[:n], matrix[n:], codes=codes))
+            else:
+                levels = given.shape[1]
+                semantic_ids.check_room(n + m, levels, codes)
+                powers = codes ** np.arange(levels - 1, -1, -1)
+                drawn = np.random.default_rng([seed, n]).choice(codes**levels, n + m, replace=False)
+                new = _spell(drawn[~np.isin(drawn, given @ powers)][:m, None] // powers % codes)
+        else:
+            raise ConfigError(f"unknown identifier scheme {self.scheme!r}. {suggestion(self.scheme, SCHEMES)}")
+        return replace(self, item_ids=[*self.item_ids, *item_ids], tokens=[*self.tokens, *new])
 
     def summary(self, items: Sequence[str] = ()) -> dict[str, Any]:
         """Scheme, counts, and the identifiers of ``items``, as plain values.
@@ -289,6 +355,18 @@ class Identifiers:
 def _spell(codes: NDArray[np.integer]) -> list[Tokens]:
     """``<|a_12|><|b_5|>``: the letter is the level."""
     return [tuple(f"<|{chr(ord('a') + level)}_{code}|>" for level, code in enumerate(row)) for row in codes.tolist()]
+
+
+def _codes(identifiers: Sequence[Tokens]) -> NDArray[np.int64]:
+    """int64 [n, levels]: the codes that ``_spell`` spelled."""
+    rows = [[_by_number(token)[0] for token in tokens] for tokens in identifiers]
+    found = np.array(rows, dtype=np.int64) if len({len(row) for row in rows}) == 1 else None
+    if found is None or _spell(found) != list(identifiers):
+        raise IdentifierError(
+            "these identifiers are not codes as `genrec ids build` spells them (<|a_12|><|b_5|>), so none can be "
+            "added. Build them again for all items."
+        )
+    return found
 
 
 def _by_number(token: str) -> tuple[int, str]:

@@ -6,6 +6,8 @@ so that the codes are distinct by construction and need no extra code to tell du
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
@@ -68,6 +70,50 @@ def codes(vectors: ArrayLike, *, levels: int = 3, codes: int = 256, seed: int = 
         result[:, level] = code
         residual -= centroids[code]
         prefix = np.unique(prefix * codes + code, return_inverse=True)[1]
+    return result
+
+
+def extend(old: ArrayLike, vectors: ArrayLike, new_vectors: ArrayLike, *, codes: int = 256) -> NDArray[np.int32]:
+    """Codes for items that come later, the old ones staying as they are.
+
+    A code's centroid is the mean residual of the old items that have it: level by level, what the centroids of the
+    levels before leave over. A new item takes, level by level, the nearest code under which a tuple is still free; a
+    code that no old item has comes last. Items are served in their order.
+
+    Args:
+        old: int [n, levels], codes of the old items, all rows distinct.
+        vectors: float [n, d], finite, of the old items.
+        new_vectors: float [m, d], finite, of the new ones, made in the same way.
+        codes: Size of each level's codebook, at least what ``old`` has.
+
+    Returns:
+        int32 [m, levels], distinct among themselves and from ``old``.
+
+    Raises:
+        ConfigError: n + m > codes ** levels.
+    """
+    given, wanted = np.asarray(old, dtype=np.int64), np.array(new_vectors, dtype=np.float64)
+    residual = np.array(vectors, dtype=np.float64)
+    (n, levels), codes = given.shape, max(codes, int(given.max(initial=-1)) + 1)
+    check_room(n + len(wanted), levels, codes)
+    centroids = np.full((levels, codes, residual.shape[1]), np.nan)
+    for level in range(levels):
+        for code in np.unique(given[:, level]):
+            centroids[level, code] = residual[given[:, level] == code].mean(axis=0)
+        residual -= centroids[level, given[:, level]]
+    taken = Counter(tuple(row[:depth]) for row in given.tolist() for depth in range(1, levels + 1))
+    result = np.zeros((len(wanted), levels), dtype=np.int32)
+    for item, rest in enumerate(wanted):
+        prefix: tuple[int, ...] = ()
+        for level in range(levels):
+            distance = ((centroids[level] - rest) ** 2).sum(axis=1)
+            # NaN sorts last: a code without old items has no centroid.
+            room = codes ** (levels - level - 1)
+            code = next(c for c in np.argsort(distance, kind="stable").tolist() if taken[(*prefix, c)] < room)
+            prefix = (*prefix, code)
+            taken[prefix] += 1
+            rest = rest - np.nan_to_num(centroids[level, code])
+        result[item] = prefix
     return result
 
 

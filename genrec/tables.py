@@ -109,6 +109,28 @@ def check(
     return Checked(log.select(kept), _items(catalogue), _plain(people), bad_rows, facts)
 
 
+def check_entities(
+    table: Any,
+    what: Literal["items", "users"],
+    *,
+    columns: Mapping[str, str] | None = None,
+    log_columns: Mapping[str, str] | None = None,
+    on_bad_row: Literal["fail", "skip"] = "fail",
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A catalogue or a users table alone, as ``check`` takes it; and its bad rows.
+
+    ``log_columns`` are those of the log, by whose name for the id the table's may go.
+    """
+    key = {"items": "item_id", "users": "user_id"}[what]
+    given = as_polars(table, what)
+    good, bad = _check_entities(_table(given, what, _with_id(key, given, log_columns, columns), (key,)), key)
+    if bad.height and on_bad_row == "fail":
+        raise DataError(_bad_rows_message(bad))
+    plain = _items(good) if what == "items" else _plain(good)
+    assert plain is not None
+    return plain, bad
+
+
 # From any frame to Polars, with the place of every row.
 
 

@@ -1,0 +1,564 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import genrec
+from genrec import curriculum, semantic_ids, update
+from genrec.adapter import Adapter
+from genrec.curriculum import HISTORY, Fresh, later_windows
+from genrec.dataset import Dataset
+from genrec.errors import AdapterError, ConfigError, DataError, IdentifierError, LeakError, StorageError
+from genrec.identifiers import SCHEMES, Identifiers
+from genrec.recommender import Recommender
+
+START = 2_000_000  # Later than all of the old log.
+
+
+# Identifiers
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(SCHEMES)),
+    st.integers(1, 20),
+    st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_extended_identifiers_keep_the_old_ones_and_tell_all_items_apart(
+    scheme: str, n: int, parts: list[int], words: int, seed: int
+) -> None:
+    total = n + sum(parts)
+    ids = [f"i{number}" for number in range(total)]
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(total, 3)).round(1)
+    titles = [[f"w{word}" for word in rng.integers(words, size=rng.integers(0, 3))] for _ in range(total)]
+    made = Identifiers.build(scheme, ids[:n], vectors[:n], titles=titles[:n], levels=3, codes=4, seed=seed)
+    for part in parts:
+        have, before = len(made.item_ids), made
+        stop = have + part
+        options: dict[str, Any] = {"vectors": vectors[:stop], "titles": titles[have:stop], "codes": 4, "seed": seed}
+        made = before.extend(ids[have:stop], **options)  # That they are prefix-free is checked as they are made.
+        assert made.item_ids == ids[:stop]
+        assert made.tokens[:have] == before.tokens
+        assert len(set(made.tokens)) == stop
+        assert set(before.vocabulary) <= set(made.vocabulary)
+        assert made == before.extend(ids[have:stop], **options)
+    if scheme in ("semantic", "random"):
+        assert {len(tokens) for tokens in made.tokens} == {3}
+    if scheme == "title":
+        assert all(tuple(title) == tokens[: len(title)] for title, tokens in zip(titles, made.tokens, strict=True))
+
+
+def test_extend_refuses_what_it_cannot_do() -> None:
+    made = Identifiers.build("random", list("abcd"), levels=2, codes=3)
+    with pytest.raises(ConfigError, match=r"10 items do not fit into 3 \*\* 2"):
+        made.extend(list("efghij"), codes=3)
+    assert len(set(made.extend(list("efghij"), codes=4).tokens)) == 10  # A larger codebook makes room.
+    with pytest.raises(IdentifierError, match="'a' stands at rows 0 and 4"):
+        made.extend(["a"], codes=3)
+    with pytest.raises(ConfigError, match="made from vectors"):
+        Identifiers.build("semantic", ["a"], np.ones((1, 2)), levels=1).extend(["b"])
+    with pytest.raises(IdentifierError, match="not codes as"):
+        Identifiers("semantic", ["a"], [("x",)]).extend(["b"], vectors=np.ones((2, 1)))
+    with pytest.raises(ConfigError, match="1 new items need as many titles"):
+        Identifiers.build("title", ["a"], titles=[["x"]]).extend(["b"])
+
+
+def test_a_new_item_takes_the_codes_of_its_like_or_the_nearest_free_ones() -> None:
+    old = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    vectors = np.array([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
+    new = np.array([[8.9, 0.1], [8.9, 0.9], [9.0, 0.0]])
+    # The codes of its like are taken, so the first takes the code that no old item has, and then the next level above.
+    assert semantic_ids.extend(old, vectors, new, codes=3).tolist() == [[1, 2], [0, 2], [2, 0]]
+    assert semantic_ids.extend(old[:3], vectors[:3], new[1:2], codes=2).tolist() == [[1, 1]]
+
+
+# What is trained
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(0, 30), st.data())
+def test_later_windows_make_every_new_event_a_target_once_with_as_much_before_it_as_fits(
+    lengths: list[int], budget: int, data: st.DataObject
+) -> None:
+    begin = data.draw(st.integers(0, len(lengths)))
+    found = later_windows(np.array(lengths), budget, begin, len(lengths))
+    targets = [event for start, stop, context in found for event in range(start + context, stop)]
+    assert targets == list(range(begin, len(lengths)))
+    for start, stop, context in found:
+        read = sum(lengths[start : stop - 1])
+        assert read <= budget or (context == 0 and stop == start + 1)
+        assert start == 0 or read + lengths[start - 1] > budget
+
+
+def test_fresh_runs_leave_the_held_event_out() -> None:
+    made = Fresh(np.array([3, 3, 0, 5]), np.array([4, 9, -1, 3]), 0.5)
+    assert made.new(0, 7) == [(3, 4), (5, 7)]
+    assert made.new(1, 7) == [(3, 7)]
+    assert made.new(2, 2) == [(0, 2)]
+    assert made.new(3, 5) == []
+
+
+# The data
+
+
+def table(rows: list[tuple[Any, ...]], *columns: str) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=list(columns), orient="row")
+
+
+def small() -> Dataset:
+    log = table(
+        [("b", "x", 10), ("a", "y", 10), ("b", "y", 20), ("a", "x", 30)], "user_id", "item_id", "timestamp"
+    )  # fmt: skip
+    items = pl.DataFrame({"item_id": ["x", "y"], "title": ["X", "Y"], "year": [1990, None], "categories": ["p|q", "p"]})
+    return Dataset.from_frames(log, items, name="small")
+
+
+def write(path: Path, frame: pl.DataFrame) -> Path:
+    frame.write_csv(path)
+    return path
+
+
+def test_new_events_come_after_the_old_ones_and_no_old_row_changes(tmp_path: Path) -> None:
+    old = small()
+    log = table(
+        [
+            ("c", "z", 5), ("a", "x", 30), ("a", "z", 40), ("b", "x", 20), ("b", "x", 15), ("a", "y", 35),
+        ],
+        "user", "item_id", "timestamp",
+    )  # fmt: skip
+    new_items = pl.DataFrame({"item_id": ["z", "y"], "year": [2000, 1991], "colour": ["red", None], "title": ["Z", ""]})
+    both, counts = update.combine(
+        old, write(tmp_path / "log.csv", log), write(tmp_path / "items.csv", new_items), columns={"user_id": "user"}
+    )
+    told = {"interactions": 4, "users": 1, "items": 1, "repeated": 1, "late": 1}
+    assert counts == told
+    rows = both.interactions.select("user_id", "item_id", "timestamp", "order").rows()
+    assert rows == [
+        ("b", "x", 10, 0), ("b", "y", 20, 1), ("b", "x", 20, 2), ("a", "y", 10, 0), ("a", "x", 30, 1),
+        ("a", "y", 35, 2), ("a", "z", 40, 3), ("c", "z", 5, 0),
+    ]  # fmt: skip
+    assert both.items.to_dicts() == [
+        {"item_id": "x", "title": "X", "year": 1990, "categories": ["p", "q"], "colour": None},
+        {"item_id": "y", "title": "Y", "year": 1991, "categories": ["p"], "colour": None},
+        {"item_id": "z", "title": "Z", "year": 2000, "categories": [], "colour": "red"},
+    ]
+    assert both.manifest["counts"]["interactions"] == 8
+    assert both.manifest["updates"] == [{"from": old.hash, **told}]
+    both.save(tmp_path / "both")
+    assert Dataset.load(tmp_path / "both").hash == both.hash
+
+
+def test_positives_are_those_of_the_old_data_set_and_bad_rows_are_named(tmp_path: Path) -> None:
+    names = ("user_id", "item_id", "timestamp", "event")
+    log = table([("a", "x", 1, "buy"), ("a", "y", 2, "view"), ("b", "x", 3, "click")], *names)
+    items = pl.DataFrame({"item_id": ["x", "y"], "title": ["X", "Y"]})
+    old = Dataset.from_frames(log, items, events={"buy": 2.0, "view": 0.5})
+    day = table([("a", "x", 5, "buy"), ("a", "x", 6, "click")], *names)
+    both, counts = update.combine(old, write(tmp_path / "day.csv", day))
+    assert counts["interactions"] == 1
+    assert both.interactions["weight"].to_list() == [2.0, 0.5, 2.0]
+    with pytest.raises(DataError, match=r"no new interactions: none has an event that counts \(buy, view\).*click"):
+        update.combine(old, write(tmp_path / "clicks.csv", day.filter(pl.col("event") == "click")))
+    unknown = write(tmp_path / "unknown.csv", table([("a", "q", 5, "buy")], *day.columns))
+    with pytest.raises(DataError, match=r"unknown\.csv:2 item_id 'q' is not in the items"):
+        update.combine(old, unknown)
+    more = write(tmp_path / "more.csv", table([("a", "q", 5, "buy"), ("a", "x", 6, "buy")], *day.columns))
+    both, _ = update.combine(old, more, on_bad_row="skip")
+    assert both.bad_rows["value"].to_list() == ["q"]
+    twice = write(tmp_path / "items.csv", pl.DataFrame({"item_id": ["n", "n"]}))
+    with pytest.raises(DataError, match=r"items\.csv:3 item_id 'n' stands in an earlier row too"):
+        update.combine(old, tmp_path / "day.csv", twice)
+    with pytest.raises(DataError, match="no column 'user'"):
+        update.combine(old, tmp_path / "day.csv", columns={"user_id": "user"})
+    named = write(tmp_path / "named.csv", pl.DataFrame({"item_id": ["n"], "title": ["N"], "year": ["old"]}))
+    dated = Dataset.from_frames(log, items.with_columns(year=pl.lit(1990)), events=["buy", "view"])
+    with pytest.raises(DataError, match=r"named\.csv: column 'year' is String, and Int32 in the old"):
+        update.combine(dated, tmp_path / "day.csv", named)
+    with pytest.raises(DataError, match=r"no new interactions: of 1 read, 1 are in the old log and 0 are older"):
+        update.combine(old, write(tmp_path / "again.csv", log.filter(pl.col("event") == "buy")))
+
+
+def test_a_catalogue_made_of_a_log_grows_with_the_log(tmp_path: Path) -> None:
+    old = Dataset.from_frames(table([("a", "x"), ("a", "y")], "user_id", "item_id"))
+    both, counts = update.combine(old, write(tmp_path / "log.csv", table([("a", "z")], "user_id", "item_id")))
+    assert (both.item_ids, counts["items"]) == (["x", "y", "z"], 1)
+    assert [both.item_ids[item] for item in both.histories[0]] == ["x", "y", "z"]
+
+
+def test_users_without_times_get_none_and_missing_times_take_the_last_one(tmp_path: Path) -> None:
+    old = Dataset.from_frames(table([("a", "x"), ("b", "y")], "user_id", "item_id"))
+    log = write(tmp_path / "log.csv", table([("a", "y", 3), ("b", "y", None)], "user_id", "item_id", "timestamp"))
+    assert update.combine(old, log)[0].interactions["timestamp"].to_list() == [None] * 4
+    times = update.combine(small(), log)[0].interactions.filter(pl.col("user_id") == "b")["timestamp"]
+    assert times.to_list() == [10, 20, 20]
+
+
+# The rows of new items
+
+
+def test_rows_are_predicted_from_text_and_an_unknown_text_gets_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    texts, map_ = rng.normal(size=(200, 6)), rng.normal(size=(6, 10))
+    rows = texts @ map_ + 3
+    wanted = rng.normal(size=(20, 6))
+    wanted[-1] = 0
+    made = update.RowMap.fit(texts, rows + 0.01 * rng.normal(size=rows.shape), np.ones(200))
+    assert made.told["explained"] > 0.99
+    found = made.rows(wanted)
+    np.testing.assert_allclose(found[:-1], wanted[:-1] @ map_ + 3, atol=0.1)
+    np.testing.assert_allclose(found[-1], rows.mean(axis=0), atol=0.01)
+    assert update.RowMap.fit(texts, rng.normal(size=rows.shape), np.ones(200)).told["explained"] < 0.1
+    few = update.RowMap.fit(texts[:2], rows[:2], np.ones(2)).rows(wanted)  # Too few to hold any out.
+    np.testing.assert_allclose(few, np.repeat(rows[:2].mean(axis=0)[None], 20, axis=0), rtol=1e-6)
+
+
+def test_a_row_map_counts_tokens_by_their_weight_and_scales_away_from_the_mean() -> None:
+    texts, rows = np.array([[1.0], [1.0], [0.0]]), np.array([[0.0], [4.0], [1.0]])
+    made = update.RowMap.fit(texts, rows, np.array([1, 3, 4]))
+    assert made.level == pytest.approx([2.0])
+    steep = update.RowMap(np.zeros(1), np.array([2.0]), np.array([[5.0]]), {})
+    np.testing.assert_allclose(steep.rows(np.array([[1.0], [0.0]]), 2.0), [[12.0], [2.0]])
+
+
+# The update
+
+
+def later(path: Path, *, users: int = 40, items: int = 24, seed: int = 1) -> tuple[Path, Path]:
+    """What came after the log of the tiny workspace: the same rule, four more items, two more users."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users + 2):
+        if user % 4 == 3:
+            continue  # Some users do nothing.
+        item = int(rng.integers(items))
+        for time in range(int(rng.integers(1, 7))):
+            rows.append((f"u{user}", f"i{item}", START + 60 * time))
+            item = (item + 1) % (items + 4) if rng.random() < 0.8 else int(rng.integers(items + 4))
+    log = table(rows, "user_id", "item_id", "timestamp").unique(maintain_order=True)
+    new = range(items, items + 4)
+    catalogue = pl.DataFrame(
+        {
+            "item_id": [f"i{item}" for item in new],
+            "title": [f"Film {item} of series {item // 4}" for item in new],
+            "brand": [f"studio {item // 8}" for item in new],
+        }
+    )
+    return write(path / "log.csv", log), write(path / "items.csv", catalogue)
+
+
+@pytest.fixture(scope="module")
+def updated(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny workspace in which both adapters were updated. Never change it."""
+    root = tmp_path_factory.mktemp("updated") / "workspace"
+    shutil.copytree(workspace, root)
+    log, items = later(root)
+    for name in ("lora", "pretrained"):
+        update.update(root / "adapters" / name, log, items, data_out=f"data/{name}-later")
+    return root
+
+
+@pytest.mark.parametrize("name", ["lora", "pretrained"])
+def test_an_update_keeps_every_identifier_and_the_old_adapter(updated: Path, workspace: Path, name: str) -> None:
+    old, new = Adapter.load(updated / "adapters" / name), Adapter.load(updated / "adapters" / f"{name}-updated")
+    assert old.hash == Adapter.load(workspace / "adapters" / name).hash
+    before, after = old.tokenization(), new.tokenization()
+    assert new.identifiers.item_ids == [*old.identifiers.item_ids, "i24", "i25", "i26", "i27"]
+    assert new.identifiers.tokens[:24] == old.identifiers.tokens
+    assert np.array_equal(after.tokens[:24], before.tokens)
+    assert after.tokens[24:, 0].tolist() == list(range(len(before.tokenizer), len(before.tokenizer) + 4))
+    assert {prompt.hash for prompt in new.prompts.values()} == {prompt.hash for prompt in old.prompts.values()}
+    assert new.tuning == old.tuning
+    told = new.manifest["base"]
+    assert told["name"] == ("adapters/pretrained" if name == "pretrained" else old.manifest["base"]["name"])
+    found = Recommender.load(new.path).recommend([["i24", "i25"]], k=28, exclude_seen=False)[0]
+    assert {item.item_id for item in found} == set(new.identifiers.item_ids)
+    assert {item.title for item in found if item.item_id == "i26"} == {"Film 26 of series 6"}
+
+
+def test_an_updated_adapter_is_evaluated_on_the_split_of_both_logs(updated: Path) -> None:
+    adapters = {"old": "adapters/lora", "new": "adapters/lora-updated"}
+    spec = genrec.config.Spec("data/lora-later", {"new": adapters["new"]}, k=(5, 10))
+    report = genrec.evaluate(spec, workspace=updated)
+    manifest = Adapter.load(updated / adapters["new"]).manifest
+    assert manifest["data"] == {
+        "path": "data/lora-later",
+        "hash": report.protocol["data_hash"],
+        "manifest": Dataset.load(updated / "data/lora-later").manifest,
+    }
+    data = Dataset.load(updated / "data/lora-later")
+    lengths = {user: len(history) for user, history in zip(data.user_ids, data.histories, strict=True)}
+    told = manifest["update"]["periods"]["next period"]
+    places = genrec.metrics.ranks(report.lists["new"], data.split().test.targets)
+    old = Dataset.load(updated / "data/tiny")
+    grown = {user: len(history) for user, history in zip(old.user_ids, old.histories, strict=True)}
+    chosen = [lengths[data.user_ids[user]] > grown.get(data.user_ids[user], 0) for user in data.split().test.users]
+    # The report's figures of the next period are those of an evaluation on the users who have new events.
+    assert told["cases"] == sum(chosen)
+    assert told["models"]["updated"]["recall@10"]["mean"] == pytest.approx(
+        genrec.metrics.recall(places, 10)[chosen].mean()
+    )
+    with pytest.raises(LeakError, match="was trained on other interactions"):
+        genrec.evaluate(genrec.config.Spec("data/lora-later", {"old": adapters["old"]}, k=(5,)), workspace=updated)
+
+
+def test_the_report_says_what_was_gained_and_forgotten(updated: Path) -> None:
+    told = Adapter.load(updated / "adapters/lora-updated").manifest["update"]
+    assert told["new"] | {"interactions": 0} == {"interactions": 0, "users": 2, "items": 4, "repeated": 0, "late": 0}
+    assert told["rows"]["new_tokens"] == 4
+    assert set(told["periods"]) == {"next period", "next period, new items", "old test cases"}
+    for found in told["periods"].values():
+        assert list(found["models"]) == ["old", "extended", "updated"]
+        for name, change in found["changes"].items():
+            for metric, value in change.items():
+                difference = found["models"]["updated"][metric]["mean"] - found["models"][name][metric]["mean"]
+                assert value["mean"] == pytest.approx(difference)
+                assert value["low"] <= value["mean"] <= value["high"]
+    cold = told["periods"]["next period, new items"]
+    assert cold["models"]["old"]["recall@10"]["mean"] == 0  # It cannot name them.
+    columns, rows = update.table(told)
+    assert columns == ["cases", "model", "recall@10", "ndcg@10"]
+    assert [row[1] for row in rows[:5]] == ["old", "extended", "updated", "change from old", "change from extended"]
+
+
+def test_no_event_that_is_measured_was_a_target(updated: Path, workspace: Path) -> None:
+    # Every target of every row of the plan, held against the events that the report measures.
+    old, data = Dataset.load(updated / "data/tiny"), Dataset.load(updated / "data/lora-later")
+    before, split = old.split(), data.split()
+    fresh = update._fresh(before, split, 0.5)
+    recipe = genrec.config.from_table(
+        genrec.config.Recipe, Adapter.load(updated / "adapters/lora-updated").manifest["recipe"], "x"
+    )
+    adapter = Adapter.load(updated / "adapters/lora-updated")
+    tokens = adapter.tokenization()
+    prompts = [adapter.prompts[Path(task.prompt).stem] for task in recipe.tasks]
+    made = curriculum.plan(
+        recipe, prompts, tokens, split.train, None, epochs=2, batch_size=8, fresh=fresh
+    )  # fmt: skip
+    targets: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
+    for epoch, _, kind, user, start, stop, context in made.table.tolist():
+        if kind == HISTORY:
+            targets[epoch] += [(user, event) for event in range(start + context, stop)]
+    new = {
+        (user, event)
+        for user, history in enumerate(split.train)
+        for event in range(before.truth.train_ends[user] if user < len(before.train) else 0, len(history))
+        if not (user < len(before.train) and event == before.truth.test_at[user])
+    }
+    assert new
+    known = {(user, event) for user, end in enumerate(before.truth.train_ends) for event in range(end)}
+    for epoch, found in targets.items():
+        assert len(set(found)) == len(found), epoch
+        assert {target for target in found if target not in known} == new
+        assert set(found) & known  # Some are repeated.
+    rows = [row for row in made.table.tolist() if row[2] == HISTORY and row[0] == 0]
+    again = sum(row[5] <= fresh.known[row[3]] for row in rows)
+    assert again == round(0.5 * (len(rows) - again))
+
+
+def test_an_update_of_an_update_goes_on(updated: Path, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    rows = [("u1", "i27", 3 * START), ("u2", "i28", 3 * START), *((f"u{n}", "i3", 3 * START + 9) for n in (1, 2, 4))]
+    log = write(tmp_path / "more.csv", table(rows, "user_id", "item_id", "timestamp"))
+    items = write(tmp_path / "more-items.csv", pl.DataFrame({"item_id": ["i28"], "title": ["Film 28 of series 7"]}))
+    out = update.update(root / "adapters/lora-updated", log, items, name="third", assignments=["training.max_steps=2"])
+    third, second = Adapter.load(out), Adapter.load(root / "adapters/lora-updated")
+    assert third.identifiers.tokens[:28] == second.identifiers.tokens
+    assert third.manifest["data"]["path"] == "data/lora-later-updated"
+    assert [entry["interactions"] for entry in third.manifest["data"]["manifest"]["updates"]][1:] == [5]
+
+
+def test_only_new_rows_are_predicted_and_lora_goes_on_from_the_trained_one(updated: Path, tmp_path: Path) -> None:
+    # With a learning rate of 0 nothing but the new rows differs: what is kept is the extended adapter.
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    log, items = root / "log.csv", root / "items.csv"
+    out = update.update(
+        root / "adapters/lora", log, items, name="still", data_out="data/lora-later",
+        assignments=["training.learning_rate=0", "training.num_train_epochs=1"],
+    )  # fmt: skip
+    old, still = (load_file(path / "adapter_model.safetensors") for path in (root / "adapters/lora", out))
+    assert old.keys() == still.keys()
+    assert all(torch.equal(old[key], still[key]) for key in old)
+    rows = [load_file(path / "rows.safetensors")["input"] for path in (root / "adapters/lora", out)]
+    assert torch.equal(rows[0], rows[1][:24])
+    told = Adapter.load(out).manifest["update"]
+    for found in told["periods"].values():
+        assert found["models"]["updated"] == found["models"]["extended"]
+
+
+def test_training_on_learns_what_changed(updated: Path, tmp_path: Path) -> None:
+    # From now on everybody takes the new items in turn, which neither text nor the old log can tell.
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    turn = ("i25", "i24", "i27", "i26")
+    rows = [(f"u{user}", turn[(user + time) % 4], START + 60 * time) for user in range(40) for time in range(4)]
+    log = write(tmp_path / "log.csv", table(rows, "user_id", "item_id", "timestamp"))
+    changes = ["training.num_train_epochs=8", "training.learning_rate=1e-2"]
+    out = update.update(root / "adapters/pretrained", log, root / "items.csv", name="new", assignments=changes)
+    manifest = Adapter.load(out).manifest
+    assert manifest["kept"]["step"] > 0
+    found = manifest["update"]["periods"]["next period, new items"]
+    assert found["cases"] == 40
+    change = found["changes"]["extended"]["ndcg@10"]
+    assert found["models"]["updated"]["ndcg@10"]["mean"] > 0.5
+    assert change["low"] > 0
+
+
+@pytest.mark.parametrize("scheme", ["semantic", "title", "random"])
+def test_other_schemes_are_updated_too(updated: Path, tmp_path: Path, scheme: str) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    recipe = genrec.config.Recipe(
+        "adapters/random", "data/tiny", (genrec.config.Task("prompts/next_item.jinja"),), tuning="full", max_length=64,
+        identifiers=genrec.config.IdentifierRecipe(scheme, levels=2, codes=6), training={"max_steps": 2},
+    )  # fmt: skip
+    made = genrec.training.train(recipe, name="coded", workspace=root)
+    out = update.update(made, root / "log.csv", root / "items.csv", assignments=["training.max_steps=2"])
+    old, new = Adapter.load(made), Adapter.load(out)
+    assert new.identifiers.tokens[:24] == old.identifiers.tokens
+    assert len(set(new.identifiers.tokens)) == 28
+    genrec.evaluate(genrec.config.Spec("data/tiny-updated", {"new": "adapters/coded-updated"}, k=(5,)), workspace=root)
+
+
+# Refusals
+
+
+def test_refusals(updated: Path, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    lora, log, items = root / "adapters/lora", root / "log.csv", root / "items.csv"
+
+    def refused(kind: type[Exception], match: str, *assignments: str, **options: Any) -> None:
+        given = {"name": "new", "data_out": "data/new", **options}
+        with pytest.raises(kind, match=match):
+            update.update(lora, given.pop("log", log), items, assignments=assignments, **given)
+        assert not (root / "adapters/new").exists()
+        assert not (root / "data/new").exists()
+
+    refused(ConfigError, "update: lora is .*'r': 8.* trained with .*'r': 4", "lora.r=8")
+    refused(ConfigError, "update: tuning is 'qlora', and the adapter was trained with 'lora'", "tuning=qlora")
+    refused(ConfigError, "unknown key 'trainin'", "trainin.x=1")
+    refused(ConfigError, "replay is -1", replay=-1)
+    refused(ConfigError, "is what is updated, and stays as it is", name="lora")
+    refused(ConfigError, "is what is updated, and stays as it is", data_out="data/tiny", overwrite=True)
+    refused(StorageError, "lora-updated exists already", name="lora-updated")
+    refused(DataError, "has no column 'customer'", columns={"user_id": "customer"})
+    none = write(tmp_path / "none.csv", table([("u1", "i1", 5)], "user_id", "item_id", "timestamp"))
+    refused(DataError, "no new interactions: of 1 read, 0 are in the old log and 1 are older", log=none)
+    one = write(tmp_path / "one.csv", table([("new", "i1", START)], "user_id", "item_id", "timestamp"))
+    changed = root / "data/tiny"
+    shutil.move(changed, tmp_path / "tiny")
+    Dataset.load(tmp_path / "tiny").k_core(5, 0).save(changed)
+    told = Adapter.load(lora).manifest["data"]["hash"]
+    refused(DataError, rf"was changed since .* trained on {told}, found {Dataset.load(changed).hash}")
+    shutil.rmtree(changed)
+    shutil.move(tmp_path / "tiny", changed)
+    manifest = json.loads((lora / "genrec.json").read_text())
+    (lora / "genrec.json").write_text(json.dumps({**manifest, "fitted_on": "0" * 16}))
+    refused(LeakError, "was trained on other interactions")
+    (lora / "genrec.json").write_text(json.dumps(manifest))
+    update.update(lora, one, name="one", data_out="data/one", assignments=["training.max_steps=1"])
+    found = Adapter.load(root / "adapters/one").manifest["update"]["periods"]
+    assert found["next period"] == {"cases": 0}  # A user with one event is no case.
+    assert found["old test cases"]["cases"] == len(Dataset.load(changed).split().test)
+    shutil.rmtree(root / "adapters/pretrained")
+    refused(AdapterError, "its base")
+
+
+def test_what_reaches_back_before_the_old_validation_is_refused() -> None:
+    old = Dataset.from_frames(
+        table([(f"u{n % 3}", f"i{n}", n) for n in range(30)], "user_id", "item_id", "timestamp")
+    )  # fmt: skip
+    early = Dataset.from_frames(
+        table([(f"v{n % 9}", f"i{n % 30}", -n) for n in range(60)], "user_id", "item_id", "timestamp"), old.items
+    )  # fmt: skip
+    both, _ = old.append(early)
+    with pytest.raises(LeakError, match="reaches back before the old validation period"):
+        update._fresh(old.split("temporal"), both.split("temporal"), 0.5)
+
+
+def test_the_command_prints_the_report_and_goes_on_where_it_was_stopped(
+    updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from genrec import cli, training
+
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    monkeypatch.chdir(root)
+    command = [
+        "update", "adapters/pretrained", "--interactions", "log.csv", "--items", "items.csv", "--name", "again",
+        "--data-out", "data/again", "training.num_train_epochs=2",
+    ]  # fmt: skip
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_save", stop)
+        assert CliRunner().invoke(cli.app, command).exit_code == 130
+    assert not (root / "adapters/again").exists()
+    with pytest.raises(StorageError, match="interrupted run"):
+        CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    done = CliRunner().invoke(cli.app, [*command, "--resume", "--json"], catch_exceptions=False)
+    told = json.loads(done.stdout)
+    assert (told["adapter"], told["data"]) == ("adapters/again", "data/again")
+    whole = Adapter.load("adapters/pretrained-updated")  # The same update, in one go.
+    assert told["kept"]["ndcg@10"] == whole.manifest["kept"]["ndcg@10"]
+    assert told["update"]["periods"] == whole.manifest["update"]["periods"]
+    with pytest.raises(StorageError, match="again exists already"):
+        CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    shown = CliRunner().invoke(cli.app, [*command, "--overwrite"], catch_exceptions=False).stdout
+    for part in ("next period", "change from extended", "4 new items", "kept step", "data/again"):
+        assert part in shown
+
+
+def test_predicted_rows_are_shown_as_often_as_trained_ones_and_the_model_is_left_as_it_was(workspace: Path) -> None:
+    old = Adapter.load(workspace / "adapters/lora")
+    data = Dataset.load(workspace / "data/tiny")
+    split, tokens = data.split(), old.tokenization()
+    model = old.model(tokens)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    vectors = genrec.features.text_vectors(genrec.features.text(data.items), 8)
+    about = update._OldTokens.of(old.identifiers, genrec.features.unit(vectors), split.train)
+    assert about.events.sum() == sum(map(len, split.train))
+    group = update._drawn(split.valid, np.arange(len(split.valid)), 0, 0, 24)
+    found = update._scale(old, model, tokens, about, group, data, 5, 0)
+    assert abs(found["shown"] - found["shown_trained"]) < 0.1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["temporal", "qlora"])
+def test_temporal_splits_and_bases_in_4_bits_are_updated_too(workspace: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(workspace, root)
+    log, items = later(root)
+    changes: dict[str, Any] = {"base": "adapters/random", "tuning": "full", "split": "temporal"}
+    if kind == "qlora":
+        pytest.importorskip("bitsandbytes")
+        changes = {"base": "adapters/pretrained", "tuning": "qlora", "lora": {"r": 4}}
+    recipe = genrec.config.Recipe(
+        data="data/tiny", tasks=(genrec.config.Task("prompts/next_item.jinja"),), max_length=64,
+        training={"max_steps": 2}, **changes,
+    )  # fmt: skip
+    made = genrec.training.train(recipe, name=kind, workspace=root)
+    new = Adapter.load(update.update(made, log, items, assignments=["training.max_steps=2"]))
+    assert new.tuning == recipe.tuning
+    assert all(found["cases"] for found in new.manifest["update"]["periods"].values())
+    spec = genrec.config.Spec("data/tiny-updated", {"new": f"adapters/{kind}-updated"}, split=recipe.split, k=(5,))
+    genrec.evaluate(spec, workspace=root)
