@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from genrec import base
 from genrec import benchmarks as common
 from genrec.benchmarks import decode as benchmarks
+from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
 from genrec.cli import app
 from genrec.decoding import Beams, Trie
@@ -171,3 +172,146 @@ def test_trie_benchmark_runs_and_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "trie.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="items 0"):
         trie_benchmark.trie(0)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> train_benchmark._Setup:
+    log = train_benchmark.random_log(12, 30, 4, 20)
+    size = train_benchmark.Size("tiny", width=16, layers=1, max_length=24, batch=4, steps=2)
+    return train_benchmark._setup(size, log, tmp_path_factory.mktemp("train"))
+
+
+def test_training_is_measured_and_both_sides_compute_the_same(tmp_path: Path) -> None:
+    options = ["--quick", "--model", "", "--repeats", "1", "--json", "--out", str(tmp_path)]
+    parts = [option for part in ("step", "rows") for option in ("--part", part)]
+    done = CliRunner().invoke(app, ["bench", "train", *options, *parts], catch_exceptions=False)
+    assert done.exit_code == 0
+    report = json.loads(done.stdout)
+    assert [row["part"] for row in report["rows"]] == sorted(
+        (row["part"] for row in report["rows"]), key=train_benchmark.PARTS.index
+    )
+    assert {row["part"] for row in report["rows"]} == {"step", "rows"}
+    # The trainer, TRL's loss, two plain loops and two kinds of identifier rows: the same losses, step for step.
+    same = [row for row in report["rows"] if "difference of the losses" in row["what"]]
+    assert len(same) == 3
+    assert all(row["met"] for row in same)
+    assert all(row["met"] is None for row in report["rows"] if row["unit"])
+    assert json.loads((tmp_path / "train.json").read_text()) == report
+
+
+def test_items_padding_and_accuracy_are_measured() -> None:
+    parts = ["accuracy", "padding", "items"]
+    report = train_benchmark.train("", parts=parts, repeats=1, minutes=0.005, quick=True)
+    assert list(dict.fromkeys(row.part for row in report.rows)) == ["items", "padding", "accuracy"]
+    found = {row.what: row for row in report.rows}
+    assert found["relative difference of the losses"].met
+    assert found["padding in the trainer's order"].value < found["padding in a random order"].value
+    assert found["the same, per token of a batch"].value > 1
+
+
+def test_training_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ConfigError, match=r"no part 'stp'. Did you mean 'step'\?"):
+        train_benchmark.train(parts=["stp"])
+    for wrong in ({"repeats": 0}, {"threads": 0}, {"minutes": 0.0}):
+        with pytest.raises(ConfigError, match="at least 1, minutes above 0"):
+            train_benchmark.train("", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_row_per_target_trains_the_same_items_one_by_one(small: train_benchmark._Setup) -> None:
+    made = small.whole()
+    whole, single = small.rows(made), small.rows(type(made)(train_benchmark.per_target(made, small), []))
+    targets = [whole.row(number).labels for number in range(len(whole))]
+    labels = [single.row(number).labels for number in range(len(single))]
+    assert [int(row[row >= 0][0]) for row in labels] == [int(label) for row in targets for label in row[row >= 0]]
+    assert all((row >= 0).sum() == 1 and row[-1] >= 0 for row in labels)  # Atomic: one token, the last of its row.
+    # With the longest history that fits: all of it, or so much that one event more would not fit.
+    head = len(small.tokenization.head_ids(small.prompts[0]))
+    for number, (_, _, _, _, start, stop, _) in enumerate(single.plan.table.tolist()):
+        assert len(single.row(number).ids) == head + stop - start <= 24
+        assert start == 0 or head + stop - start == 24
+
+
+def test_batches_by_budget_hold_rows_of_one_length_and_no_row_twice() -> None:
+    lengths = np.random.default_rng(1).integers(3, 40, size=200)
+    batches = train_benchmark.by_budget(lengths, 100, 10_000)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(len(batch) * lengths[batch].max() <= 100 for batch in batches)
+    assert train_benchmark.padding(np.concatenate([lengths[batch] for batch in batches]), 1) == 0
+    assert [len(batch) for batch in train_benchmark.by_budget(np.array([200, 300]), 100, 9)] == [1, 1]
+
+
+def test_padding_in_closed_form() -> None:
+    assert train_benchmark.padding(np.array([2, 4, 1, 1, 6]), 2) == pytest.approx(1 - 14 / (8 + 2 + 6))
+
+
+def test_packs_hold_every_row_once_and_no_more_than_their_room() -> None:
+    lengths = np.array([5, 9, 3, 3, 1, 10])
+    packs = train_benchmark.packed(lengths, 10)
+    assert packs == [[5], [1, 4], [0, 2], [3]]
+
+
+def test_a_pack_has_the_loss_and_gradient_of_its_rows(small: train_benchmark._Setup) -> None:
+    rows = small.rows(small.whole())
+    lengths = [len(rows.row(number).ids) for number in range(6)]
+    packs = train_benchmark.packed(np.array(lengths), 48)
+    assert len(packs) < 6
+    gradients = []
+    for batch in (
+        [train_benchmark._tensors(rows, range(6), small.pad)],
+        [train_benchmark.pack(rows, packs, small.pad)],
+    ):
+        small.model.zero_grad()
+        loss = train_benchmark.knowing_loss(small.model, batch[0])
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad.clone() for p in small.model.parameters() if p.grad is not None)])
+    small.model.zero_grad()
+    assert len(gradients[0]) > 5
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_both_plain_losses_are_one(small: train_benchmark._Setup) -> None:
+    batch = train_benchmark._tensors(small.rows(small.whole()), range(4), small.pad)
+    plain, knowing = train_benchmark.plain_loss(small.model, batch), train_benchmark.knowing_loss(small.model, batch)
+    torch.testing.assert_close(plain, knowing)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    assert train_benchmark.rate_at(0.0) == 0.01
+    assert train_benchmark.rate_at(0.025) == pytest.approx(0.5)
+    assert train_benchmark.rate_at(0.05) == pytest.approx(1.0)
+    assert train_benchmark.rate_at(0.525) == pytest.approx(0.5)
+    assert train_benchmark.rate_at(1.0) == pytest.approx(0.0)
+    assert train_benchmark.rate_at(1.3) == pytest.approx(0.0)
+
+
+def test_time_is_over_when_it_is_over_and_validation_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setitem(common.CLOCKS, "wall", lambda: now[0])
+
+    def evaluate() -> dict[str, float]:
+        now[0] += 100
+        return {"ndcg@10": now[0]}
+
+    watch, control = train_benchmark._Timed(10.0, evaluate, "wall"), hf.TrainerControl()
+    watch.on_train_begin(None, None, control)
+    stops = []
+    for step in range(1, 5):
+        now[0] += 3
+        watch.on_step_end(None, hf.TrainerState(global_step=step), control)
+        stops.append(control.should_training_stop)
+    assert stops == [False, False, False, True]
+    assert watch.found == [106.0, 212.0]  # After 6 and 12 seconds of training.
+
+
+@pytest.mark.parametrize("name", ["title_to_item", "item_to_title"])
+def test_the_questions_are_the_shipped_ones(name: str) -> None:
+    shipped, own = Prompt.load(ROOT / "prompts" / f"{name}.jinja"), Prompt.parse(train_benchmark.QUESTIONS[name], name)
+    assert shipped.blocks == own.blocks
+    assert shipped.reads == own.reads
+    item = {"title": "Heat", "identifier": "<|1|>"}
+    assert shipped.render("user", item=item) == own.render("user", item=item)
+    assert shipped.render("assistant", item=item) == own.render("assistant", item=item)

@@ -58,3 +58,27 @@ def trie(
 
     report = benchmark.trie(items, users=users, num_beams=beams, history=history, repeats=repeats, clock=clock)
     return report, json_, report.save(out, "trie") if out is not None else []
+
+
+def train(
+    model: Annotated[str, typer.Option(help="A base by name or folder, random-135m or random-0.6b.")] = "smollm2",
+    part: Annotated[list[str] | None, typer.Option(help="step, rows, items, padding or accuracy; unset: all.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    data: Annotated[
+        Path | None, typer.Option(help="A data set folder for items, padding and accuracy; unset: generated data.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Of training on each side of the part accuracy.")] = 2.0,
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny settings, to see that it runs.")] = False,
+    json_: Json = False,
+) -> tuple[Report, bool, list[Path]]:
+    """Training steps beside a plain loop and TRL's, and whole histories beside one row per target."""
+    from genrec.benchmarks import train as benchmark
+
+    report = benchmark.train(
+        model, parts=part or benchmark.PARTS, threads=threads, repeats=repeats, clock=clock, data=data,
+        minutes=minutes, quick=quick,
+    )  # fmt: skip
+    return report, json_, report.save(out, "train") if out is not None else []
