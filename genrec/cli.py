@@ -60,7 +60,7 @@ def _print_bench(done: Any) -> None:
 
 
 bench_app = typer.Typer(
-    help="Measure decoding and tries on this machine.", no_args_is_help=True, result_callback=_print_bench
+    help="Measure decoding, tries and training on this machine.", no_args_is_help=True, result_callback=_print_bench
 )
 for name, part in (
     ("data", data_app),
@@ -325,7 +325,7 @@ def ids_build(
     seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
 ) -> None:
     """Give every item an identifier. A recipe uses the file by identifiers.file."""
-    from genrec.training import build_identifiers
+    from genrec.identification import build_identifiers
 
     sizes = {"levels": levels, "codes": codes, "dimensions": dimensions}
     made = build_identifiers(data, scheme, base=base, split=split, ties=ties, split_seed=split_seed, seed=seed, **sizes)
@@ -372,13 +372,25 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as adapters/shop.toml.")],
     assignments: Assignments = None,
     overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where this run was interrupted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what the run would take.")] = False,
     json_: Json = False,
 ) -> None:
     """Train as a recipe says; writes adapters/NAME, where NAME is the recipe's."""
     from genrec.adapter import Adapter
+    from genrec.training import estimate, is_main
     from genrec.training import train as run
 
-    out = Path(os.path.relpath(run(recipe, assignments=assignments or [], overwrite=overwrite)))
+    if dry_run:
+        found = estimate(recipe, assignments=assignments or [])
+        if is_main() and json_:
+            _print_json(asdict(found))
+        elif is_main():
+            _print_table(f"genrec train {recipe}", ["", ""], found.table())
+        return
+    out = Path(os.path.relpath(run(recipe, assignments=assignments or [], overwrite=overwrite, resume=resume)))
+    if not is_main():  # Of several processes one speaks.
+        return
     kept = Adapter.load(out).manifest["kept"]
     if json_:
         _print_json({"adapter": str(out), "kept": kept})
@@ -459,17 +471,130 @@ def eval_(
     json_: Json = False,
 ) -> None:
     """Evaluate adapters and baselines on one split; the report goes to eval/results/."""
-    from genrec.evaluation import evaluate
+    from genrec.evaluation import evaluate, question_table
     from genrec.recommender import Recommender
 
     load = partial(Recommender.load, device=device, dtype=dtype)
     report = evaluate(spec, assignments=assignments or [], load=load)
     written = report.save(spec.absolute().parent / "results")
     if json_:
-        _print_json({"name": report.name, "protocol": report.protocol, "rows": report.rows})
+        shown = {"name": report.name, "protocol": report.protocol, "rows": report.rows}
+        _print_json(shown | ({"questions": report.questions} if report.questions else {}))
     else:
         _print_report(f"{report.name}: {report.protocol['split']}, {report.protocol['cases']} cases", report.rows)
+        for prompt, found in report.questions.items():
+            columns, rows = question_table(found)
+            _print_table(f"{prompt} (95% intervals)", columns, rows, right=tuple(range(1, len(columns) - 1)))
+            for label, row in found.items():
+                for note in row["notes"]:
+                    print(f"{label}: {note}")
         print(f"report: {written}")
+
+
+@app.command()
+def update(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    interactions: Annotated[list[Path], typer.Option(help="A log of what came since, as `genrec data import` reads.")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(help="Changes to the adapter's recipe: key=value, dotted keys allowed.")
+    ] = None,
+    items: Annotated[Path | None, typer.Option(help="New items, and new cells of known ones.")] = None,
+    users: Annotated[Path | None, typer.Option(help="The same of the users table.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the new adapter; unset: the old one's with -updated.")] = None,
+    data_out: Annotated[
+        str | None, typer.Option(help="The data set of both logs to write; unset: the old one's with -updated.")
+    ] = None,
+    replay: Annotated[float, typer.Option(help="Rows of old events per row of new ones.")] = 0.5,
+    cases: Annotated[int, typer.Option(help="Cases of each period that are measured, at most (0: all).")] = 1000,
+    format_: Annotated[str | None, typer.Option("--format", help="Of the files; unset: by their names.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Of the log: ours=theirs, such as user_id=customer.")] = None,
+    item_column: Annotated[list[str] | None, typer.Option(help="Of the items: ours=theirs.")] = None,
+    user_column: Annotated[list[str] | None, typer.Option(help="Of the users: ours=theirs.")] = None,
+    on_bad_row: Annotated[Literal["fail", "skip"], typer.Option(help="Stop at them, or save and skip them.")] = "fail",
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where this update was interrupted.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train an adapter on with interactions and items that came later; says what it gained and what it forgot."""
+    from genrec.adapter import Adapter
+    from genrec.training import is_main
+    from genrec.update import table
+    from genrec.update import update as run
+
+    made = run(
+        adapter, interactions, items, users,
+        name=name, data_out=data_out, assignments=assignments or [], replay=replay, cases=cases,
+        overwrite=overwrite, resume=resume, format=format_, columns=_pairs(column, "--column"),
+        item_columns=_pairs(item_column, "--item-column"), user_columns=_pairs(user_column, "--user-column"),
+        on_bad_row=on_bad_row,
+    )  # fmt: skip
+    if not is_main():
+        return
+    out = Path(os.path.relpath(made))
+    manifest = Adapter.load(out).manifest
+    told = manifest["update"]
+    if json_:
+        _print_json({"adapter": str(out), "data": manifest["data"]["path"], "kept": manifest["kept"], "update": told})
+        return
+    columns, rows = table(told)
+    _print_table(f"{told['adapter']} -> {out.name} (95% intervals)", columns, rows, right=tuple(range(2, len(columns))))
+    for note in told["notes"]:
+        print(note)
+    kept = manifest["kept"]
+    print(f"kept step {kept['step']}: validation NDCG@10 {kept['ndcg@10']:.4f}, recall@10 {kept['recall@10']:.4f}")
+    print(f"data set: {manifest['data']['path']}")
+    print(out)
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder; with --check any that PEFT wrote.")],
+    out: Annotated[Path | None, typer.Argument(help="The folder to write.")] = None,
+    to: Annotated[
+        Literal["vllm", "merged"] | None, typer.Option(help="vllm: a base and a LoRA beside it; merged: one model.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of vllm, the folder of the LoRA in OUT.")] = "adapter",
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the model's weights; unset: the recipe's.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set of --measure; unset: the adapter's.")] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option("--measure/--no-measure", help="Validate again what was written; unset: where tuning is qlora."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say what vLLM would not load; write nothing.")] = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write an adapter for other programs: a Hugging Face checkpoint, or a base and a LoRA for vLLM and PEFT."""
+    from genrec.export import check_vllm
+    from genrec.export import export as run
+
+    if check:
+        problems = check_vllm(adapter)
+        if json_:
+            _print_json({"adapter": str(adapter), "problems": problems})
+        else:
+            print("\n".join(problems) or f"{adapter}: good")
+        raise typer.Exit(7 if problems else 0)
+    if out is None or to is None:
+        raise ConfigError("export takes a folder to write and a form: genrec export ADAPTER --to vllm|merged OUT")
+    done = run(adapter, out, to=to, name=name, dtype=dtype, data=data, measured=measure, overwrite=overwrite)
+    if json_:
+        _print_json({"model": str(done.model), "lora": done.lora and str(done.lora), **done.table})
+        return
+    print(f"{done.model}{' (was there)' if done.reused else ''}")
+    if done.lora:
+        print(done.lora)
+    if figures := done.table["ndcg@10"]:
+        told = "trained {trained:.4f}, exported {exported:.4f}, change {change:+.4f}".format(**figures)
+        print(f"validation NDCG@10: {told}")
+    if done.lora:
+        rank = done.table["max_lora_rank"]
+        serve = f"--enable-lora --lora-modules {done.lora.name}={done.lora} --max-lora-rank {rank}"
+        print(f"vllm serve {done.model} {serve}")
+    elif to == "vllm":
+        print(f"vllm serve {done.model}")
 
 
 @prompts_app.command("list")
@@ -512,13 +637,14 @@ def prompts_check(
     """All problems of prompt files, with line, column and fix. Exit code 5 when there are any."""
     from genrec.prompts import check
 
-    items = users = None
+    items = users = events = None
     if data is not None:
         from genrec.dataset import Dataset
 
         loaded = Dataset.load(data)
         items, users = loaded.items.columns, loaded.users.columns if loaded.users is not None else []
-    found = {str(path): check(path, items, users) for path in paths}
+        events = loaded.events.columns
+    found = {str(path): check(path, items, users, events) for path in paths}
     if json_:
         _print_json({path: [asdict(problem) for problem in problems] for path, problems in found.items()})
     else:
@@ -568,6 +694,7 @@ def prompts_render(
 
 bench_app.command("decode")(commands.decode)
 bench_app.command("trie")(commands.trie)
+bench_app.command("train")(commands.train)
 
 
 if __name__ == "__main__":

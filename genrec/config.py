@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -20,6 +21,7 @@ from genrec.errors import ConfigError
 
 SplitKind = Literal["leave_one_out", "temporal"]
 Ties = Literal["file", "shuffled"]
+Tuning = Literal["lora", "qlora", "full"]
 
 T = TypeVar("T")
 
@@ -73,11 +75,13 @@ class Validation:
 
     Attributes:
         per_epoch: Evaluations per epoch (a fraction: 0.5 is every second epoch).
+        steps: Steps between two evaluations, in the place of ``per_epoch`` (0: that one counts).
         users: Validation cases used, at most (0: all), drawn by the seed.
         patience: Evaluations without a better value before training stops (0: never).
     """
 
     per_epoch: float = 1.0
+    steps: int = 0
     users: int = 1000
     patience: int = 0
 
@@ -91,22 +95,24 @@ class Recipe:
             rows are then inherited) or the name of a Hugging Face model.
         data: A data set folder.
         tasks: The prompts to train on, with their weights. The first sequence prompt is the one recommended with.
-        tuning: ``lora`` trains LoRA matrices and the identifier rows; ``full`` trains everything.
+        tuning: ``lora`` trains LoRA matrices and the identifier rows, ``qlora`` does so beside a base that is held in 4
+            bits; ``full`` trains everything.
         split, ties, split_seed: See ``Dataset.split``. Only its training part is read.
         max_length: Tokens of a row, at most. Histories are cut to it by whole items.
         dropout: On embeddings, attention weights and the output of every attention and MLP block, in training only.
         rows: What new identifier rows start from: the items' ``features`` or ``random`` numbers.
         features: Dimensions of the text vectors, and as many again of the collaborative ones.
         dtype: Of the weights that are loaded: ``float32`` or ``bfloat16``.
+        rows_learning_rate: Of the identifier rows; unset: that of everything else.
         seed: Of everything that is drawn but the split.
-        training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...) out of ``training.TRAINING_KEYS``.
+        training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...) out of ``options.TRAINING_KEYS``.
         lora: Keys of PEFT's ``LoraConfig`` (r, lora_alpha, target_modules, ...), passed through.
     """
 
     base: str
     data: str
     tasks: tuple[Task, ...]
-    tuning: Literal["lora", "full"] = "lora"
+    tuning: Tuning = "lora"
     split: SplitKind = "leave_one_out"
     ties: Ties = "file"
     split_seed: int = 0
@@ -115,6 +121,7 @@ class Recipe:
     rows: Literal["features", "random"] = "features"
     features: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
+    rows_learning_rate: float | None = None
     seed: int = 0
     identifiers: IdentifierRecipe | None = None
     walks: WalkRecipe = WalkRecipe()
@@ -135,6 +142,12 @@ class Recipe:
             raise ConfigError(f"recipe: dropout is {self.dropout}. It is at least 0 and below 1.")
         if self.lora and self.tuning == "full":
             raise ConfigError('recipe: tuning = "full" trains no LoRA. Remove [lora], or set tuning = "lora".')
+        if self.rows_learning_rate is not None:
+            if self.tuning == "full":
+                raise ConfigError('recipe: rows_learning_rate is that of identifier rows, and tuning = "full" trains '
+                                  'the whole embedding alike. Remove it, or set tuning = "lora".')  # fmt: skip
+            if not 0 <= self.rows_learning_rate < math.inf:
+                raise ConfigError(f"recipe: rows_learning_rate is {self.rows_learning_rate}. It is at least 0.")
         if self.walks.share < 0 or not 0 <= self.walks.alone < 1:
             raise ConfigError(f"recipe: walks.share is {self.walks.share} (at least 0), walks.alone "
                               f"{self.walks.alone} (at least 0, below 1).")  # fmt: skip
@@ -143,11 +156,24 @@ class Recipe:
                               f"{self.walks.neighbours} (at least 1).")  # fmt: skip
         if self.validation.per_epoch <= 0:
             raise ConfigError(f"recipe: validation.per_epoch is {self.validation.per_epoch}. It is above 0.")
+        if self.validation.steps < 0:
+            raise ConfigError(f"recipe: validation.steps is {self.validation.steps}. It is at least 0.")
         if self.validation.users < 0 or self.validation.patience < 0:
             raise ConfigError(f"recipe: validation.users is {self.validation.users} and validation.patience "
                               f"{self.validation.patience}. Both are at least 0.")  # fmt: skip
         if self.seed < 0 or self.split_seed < 0:
             raise ConfigError(f"recipe: seed is {self.seed}, split_seed is {self.split_seed}. Both are at least 0.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about events to evaluate: the name of a prompt of the adapters, and the answers to choose between.
+
+    Of two answers the first is the positive one.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -163,6 +189,7 @@ class Spec:
         num_beams: Beams per user; at least the largest ``k``.
         users: Test cases, at most (0: all), drawn by the seed.
         exclude_seen: Whether items of the history are left out of every list; unset: as the data set says.
+        questions: Questions to ask about the targets of the test cases.
     """
 
     data: str
@@ -176,9 +203,19 @@ class Spec:
     users: int = 0
     exclude_seen: bool | None = None
     seed: int = 0
+    questions: tuple[Question, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choices(self, "spec")
+        for question in self.questions:
+            if len(set(question.answers)) < 2 or len(set(question.answers)) < len(question.answers):
+                raise ConfigError(f"spec: questions: the answers of {question.prompt!r} are {list(question.answers)}. "
+                                  'Name two or more, each once, such as ["yes", "no"].')  # fmt: skip
+            if "" in question.answers:
+                raise ConfigError(f"spec: questions: an answer of {question.prompt!r} is empty. Remove it.")
+        names = [question.prompt for question in self.questions]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"spec: questions name a prompt twice: {names}. Keep one of the two.")
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"spec: k is {list(self.k)}. It lists cut-offs of at least 1, such as [5, 10].")
         if self.num_beams < max(self.k):

@@ -268,6 +268,11 @@ def test_eval(run: Run, inside: Path) -> None:
     again = run("eval", "eval/tiny.toml", "users=12", "--json").json
     assert again["rows"] == table["rows"]
     assert again["protocol"]["cases"] == 12
+    asked = ("adapters={lora='adapters/lora'}", "baselines=[]", 'questions=[{prompt="click", answers=["yes", "no"]}]')
+    told = run("eval", "eval/tiny.toml", "users=12", *asked).out
+    assert "click (95% intervals)" in told
+    assert "lora: not trained with the prompt 'click'; it has next_item" in told
+    assert list(run("eval", "eval/tiny.toml", "users=12", *asked, "--json").json["questions"]) == ["click"]
 
 
 def test_train(run: Run, inside: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from genrec import config
-from genrec.config import IdentifierRecipe, Recipe, Spec, Task, Validation, WalkRecipe, load_recipe, load_spec
+from genrec.config import IdentifierRecipe, Question, Recipe, Spec, Task, Validation, WalkRecipe, load_recipe, load_spec
 from genrec.errors import ConfigError
 from genrec.prompts import Prompt
 
@@ -246,7 +246,7 @@ def test_suggestion_names_the_closest_or_the_first_twenty() -> None:
 def test_the_reference_names_every_key() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`\[?\[?(\w+)\]?\]?`", text))
-    tables = (Recipe, Spec, Task, IdentifierRecipe, WalkRecipe, Validation)
+    tables = (Recipe, Spec, Task, IdentifierRecipe, WalkRecipe, Validation, Question)
     keys = {field.name for table in tables for field in fields(table)}
     assert keys <= named, keys - named
 
@@ -254,7 +254,7 @@ def test_the_reference_names_every_key() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tuning": "qlora"}, "recipe: tuning is 'qlora'. Did you mean 'lora'?"),
+        ({"tuning": "lorra"}, "recipe: tuning is 'lorra'. Did you mean 'lora'?"),
         ({"rows": "feature"}, "recipe: rows is 'feature'. Did you mean 'features'?"),
         ({"split": "leave_two_out"}, "recipe: split is 'leave_two_out'"),
         ({"ties": "random"}, "recipe: ties is 'random'"),
@@ -272,3 +272,26 @@ def test_a_recipe_made_in_python_is_checked_too(changes: dict[str, Any], message
 def test_a_spec_made_in_python_is_checked_too(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"spec: .*{next(iter(changes))} is "):
         Spec("d", **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[questions]]\nprompt = "click"', "questions[0]: the key 'answers' is missing"),
+        ('[[questions]]\nprompt = "click"\nanswers = ["yes"]', "the answers of 'click' are ['yes']. Name two or more"),
+        ('[[questions]]\nprompt = "click"\nanswers = ["no", "no"]', "the answers of 'click' are ['no', 'no']"),
+        ('[[questions]]\nprompt = "click"\nanswers = ["no", ""]', "an answer of 'click' is empty"),
+        ('[[questions]]\nprompt = "click"\nanswer = ["no", "yes"]', "unknown key 'answer'. Did you mean 'answers'?"),
+        (2 * '[[questions]]\nprompt = "c"\nanswers = ["no", "yes"]\n', "questions name a prompt twice: ['c', 'c']"),
+    ],
+)
+def test_questions_of_a_spec_are_checked(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text('data = "d"\n' + text)
+    with pytest.raises(ConfigError) as error:
+        load_spec(tmp_path / "spec.toml")
+    assert message in str(error.value)
+
+
+def test_questions_of_a_spec(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text('data = "d"\n[[questions]]\nprompt = "click"\nanswers = ["yes", "no"]\n')
+    assert load_spec(tmp_path / "spec.toml").questions == (Question("click", ("yes", "no")),)
