@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -162,6 +162,7 @@ def save(
     manifest: Mapping[str, Any],
     extra: Mapping[str, bytes],
     overwrite: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> None:
     """Write an adapter folder, whole or not at all.
 
@@ -175,6 +176,7 @@ def save(
         manifest: What ``genrec.json`` says besides: recipe, data, protocol, metrics, ...
         extra: Further files, such as the learning curve: name -> content.
         overwrite: Replace a folder that is there.
+        before: Called when everything is written and before the folder takes its name; what it raises undoes all.
 
     Raises:
         AdapterError: Something was trained that the folder would not hold.
@@ -231,6 +233,8 @@ def save(
             "files": _content_hashes(folder),
         }
         files.write_text(folder / "genrec.json", json.dumps(table, indent=1, ensure_ascii=False))
+        if before is not None:
+            before()
 
 
 @dataclass(frozen=True)
@@ -309,6 +313,11 @@ class Adapter:
     def tuning(self) -> str:
         """``lora``, ``qlora`` or ``full``."""
         return str(self.manifest["tuning"])
+
+    @property
+    def not_validated(self) -> list[str]:
+        """Ids of the users whose validation case was left out, since its target was trained on before an update."""
+        return list(self.manifest.get("update", {}).get("not_validated", []))
 
     @property
     def prompt(self) -> Prompt:

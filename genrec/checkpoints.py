@@ -11,7 +11,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from genrec import files
 from genrec.errors import ConfigError, StorageError
 
+FORMAT = 1  # Of what is written here; another one is refused.
 KEPT = 2
 _FOLDER = re.compile(r"step-(\d{8})")
 _REMAINS = re.compile(r"\.step-\d{8}\.\d+\.(tmp|old)")
@@ -39,7 +40,6 @@ class Checkpoint:
         weights: Trained parameters by name.
         best: Those of the best validation; empty where ``weights`` are.
         optimizer: Per parameter name what the optimizer keeps of it: tensors and plain values.
-        rates: Learning rate of every parameter group.
         scheduler, scaler: Their ``state_dict``, plain values; ``scaler`` is empty but under fp16.
         random: Per process the states of its generators, as ``random_state`` gives them.
         watch: Curve, losses and patience, plain values.
@@ -51,7 +51,6 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor]
     optimizer: dict[str, dict[str, Any]]
-    rates: list[float]
     scheduler: dict[str, Any]
     scaler: dict[str, Any]
     random: list[dict[str, Any]]
@@ -96,9 +95,8 @@ def save(run: Path, made: Checkpoint) -> None:
     optimizer, optimizer_plain = _split(made.optimizer)
     states, states_plain = _split({str(process): state for process, state in enumerate(made.random)})
     state = {
-        **{
-            key: getattr(made, key) for key in ("step", "total", "fingerprint", "rates", "scheduler", "scaler", "watch")
-        },
+        "format_version": FORMAT,
+        **{key: getattr(made, key) for key in ("step", "total", "fingerprint", "scheduler", "scaler", "watch")},
         "optimizer": optimizer_plain,
         "random": states_plain,
     }
@@ -116,16 +114,22 @@ def load(path: Path) -> Checkpoint:
     """A checkpoint's folder, read.
 
     Raises:
-        StorageError: It is damaged.
+        StorageError: It is damaged, or of another format.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        found = state.pop("format_version", None)
+        if found != FORMAT:
+            raise StorageError(
+                f"{path} is a checkpoint of format {found}, and this genrec goes on from format {FORMAT}. Go on with "
+                f"the genrec that wrote it, or begin again: pass --overwrite without --resume, or remove {path.parent}."
+            )
         tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "best", "optimizer", "random")}
         state["optimizer"] = _join(tensors["optimizer"], state["optimizer"])
         states = _join(tensors["random"], state["random"])
         state["random"] = [states[str(process)] for process in range(len(states))]
         return Checkpoint(weights=tensors["weights"], best=tensors["best"], **state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise StorageError(
             f"{path}: this checkpoint is damaged: {error}. Remove it, and pass --resume again."
         ) from error
@@ -154,19 +158,34 @@ def remove(run: Path) -> None:
         run.rmdir()
 
 
-def check(path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check(
+    path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], free: Sequence[str] = ()
+) -> dict[str, list[Any]]:
     """Refuse to go on with another run than the one that was interrupted.
+
+    Args:
+        path: The checkpoint.
+        there, wanted: Its fingerprint, and that of the run that would go on.
+        free: Keys, and tables of them, that may differ.
+
+    Returns:
+        The old and the new value of each of those that do.
 
     Raises:
         ConfigError: The fingerprints differ; names the first key that does, and both values.
     """
     old, new = _flat(there), _flat(wanted)
+    changed = {}
     for key in [*new, *(key for key in old if key not in new)]:
         if old.get(key) != new.get(key):
+            if any(key == one or key.startswith(f"{one}.") for one in free):
+                changed[key] = [old.get(key), new.get(key)]
+                continue
             raise ConfigError(
                 f"--resume: {path} was made with {key} = {_shown(old.get(key))}, and this run has "
                 f"{_shown(new.get(key))}. Put it back to go on, or pass --overwrite without --resume to begin again."
             )
+    return changed
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -227,13 +246,35 @@ def optimizer_state(optimizer: Any, model: torch.nn.Module) -> dict[str, dict[st
     return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
 
 
-def set_optimizer_state(
-    optimizer: Any, model: torch.nn.Module, state: Mapping[str, Mapping[str, Any]], rates: list[float]
-) -> None:
-    """Give an optimizer of the same parameters back what ``optimizer_state`` took, and each group its rate."""
+def set_optimizer_state(optimizer: Any, model: torch.nn.Module, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give an optimizer of the same parameters back what ``optimizer_state`` took.
+
+    Not by its ``load_state_dict``, which would round what is float32 to the type of the parameter.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    kept = {index: dict(state[name]) for index, name in enumerate(order) if name in state}
-    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    for group in optimizer.param_groups:
+        on_device = group.get("fused") or group.get("capturable")  # Else PyTorch counts steps on the CPU.
+        for parameter in group["params"]:
+            if names[id(parameter)] in state:
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device)
+                    if isinstance(value, torch.Tensor) and (key != "step" or on_device)
+                    else value
+                    for key, value in state[names[id(parameter)]].items()
+                }
+
+
+def set_schedule(scheduler: Any, state: Mapping[str, Any]) -> None:
+    """Put a schedule and its optimizer's rates where the ``state_dict`` of another was, at the rates of this one.
+
+    Args:
+        scheduler: PyTorch's LambdaLR, as all of transformers' that a recipe may name are; fresh.
+        state: Of one with the same or with other rates, groups or function.
+    """
+    step = state["last_epoch"]
+    rates = [rate * function(step) for rate, function in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    scheduler.load_state_dict(
+        {"last_epoch": step, "_step_count": state["_step_count"], "_last_lr": rates, "lr_lambdas": []}
+    )
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

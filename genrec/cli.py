@@ -517,7 +517,6 @@ def update(
 ) -> None:
     """Train an adapter on with interactions and items that came later; says what it gained and what it forgot."""
     from genrec.adapter import Adapter
-    from genrec.training import is_main
     from genrec.update import table
     from genrec.update import update as run
 
@@ -528,8 +527,6 @@ def update(
         item_columns=_pairs(item_column, "--item-column"), user_columns=_pairs(user_column, "--user-column"),
         on_bad_row=on_bad_row,
     )  # fmt: skip
-    if not is_main():
-        return
     out = Path(os.path.relpath(made))
     manifest = Adapter.load(out).manifest
     told = manifest["update"]

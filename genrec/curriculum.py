@@ -120,26 +120,6 @@ def bucketed(
     return table[np.concatenate([begun, batches.ravel(), order[whole:]])]
 
 
-def _askable(prompt: Prompt, tokenization: Tokenization) -> np.ndarray:
-    """Indices of the items that a question can be asked about: with a title if it is read, and an answer."""
-    about = np.arange(len(tokenization.items))
-    if "title" in prompt.reads["item"]:
-        about = about[(tokenization.items["title"] != "").to_numpy()]
-    answered = [bool(prompt.render("assistant", item=tokenization.item(int(item)))) for item in about]
-    return about[np.array(answered, dtype=bool)]
-
-
-def _first_events(train: Sequence[np.ndarray]) -> np.ndarray:
-    """int64 [users + 1]: where the events of each user begin in a table of all training events."""
-    return np.concatenate([[0], np.cumsum([len(history) for history in train])]).astype(np.int64)
-
-
-def _given(prompt: Prompt, events: pl.DataFrame | None) -> pl.DataFrame:
-    if events is None:
-        raise DataError(f"prompt {prompt.name} asks about events, and none were given. Pass Split.train_events.")
-    return events
-
-
 @dataclass(frozen=True)
 class Plan:
     """The rows of a whole training run in the order in which they are trained.
@@ -151,6 +131,247 @@ class Plan:
 
     table: np.ndarray
     walks: list[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cuts:
+    """What decides where a sequence prompt cuts histories.
+
+    Attributes:
+        catalogue: int64 [items], tokens of an event with each item.
+        lengths: Per user int64 [events], tokens of each event.
+        budgets: Per user the tokens left for the history: a head may read the user's columns.
+    """
+
+    catalogue: np.ndarray
+    lengths: list[np.ndarray]
+    budgets: list[int]
+
+    @classmethod
+    def measure(
+        cls,
+        prompt: Prompt,
+        tokenization: Tokenization,
+        train: Sequence[np.ndarray],
+        users: Sequence[Mapping[str, Any]] | None,
+    ) -> _Cuts:
+        """Raises PromptError where an item of the catalogue fits no row."""
+        heads = (tokenization.head_ids(prompt, users[user] if users else None) for user in range(len(train)))
+        budgets = [tokenization.history_budget(head) for head in heads]
+        # Of the whole catalogue: what fits no row in training would silently empty a history later.
+        catalogue = tokenization.fragment_lengths(prompt, np.arange(len(tokenization.items)))
+        longest, budget = int(catalogue.argmax()), min(budgets, default=tokenization.max_length)
+        if catalogue[longest] > budget:
+            raise PromptError(
+                f"prompt {prompt.name}: item {tokenization.items['item_id'][longest]!r} takes "
+                f"{catalogue[longest]} tokens and max_length {tokenization.max_length} leaves {budget} for the "
+                "history. Raise max_length, or shorten its block item."
+            )
+        return cls(catalogue, [catalogue[history] for history in train], budgets)
+
+
+def _begins(train: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 [users + 1]: where the events of each user begin in a table of all training events."""
+    return np.concatenate([[0], np.cumsum([len(history) for history in train])]).astype(np.int64)
+
+
+def _in_rounds(among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` of ``among`` at random: all of them before one comes again."""
+    rounds = math.ceil(count / len(among)) if len(among) else 0
+    return np.concatenate([among[:0], *(rng.permutation(among) for _ in range(rounds))])[:count]
+
+
+class _Histories:
+    """Makes the rows that are about training histories, of which all events are targets.
+
+    Rows are ``(kind, index, start, stop, context)``; an event is told by its place in a table of all of them.
+    """
+
+    def __init__(self, train: Sequence[np.ndarray], rng: np.random.Generator) -> None:
+        self.train, self.rng, self.begin = train, rng, _begins(train)
+        self.active = [user for user, history in enumerate(train) if len(history)]
+
+    def windows(self, cuts: _Cuts) -> list[tuple[int, ...]]:
+        """A sequence prompt's rows of an epoch."""
+        return self._whole(cuts, self.active, [len(history) for history in self.train])
+
+    def _whole(self, cuts: _Cuts, users: Sequence[int], ends: Sequence[int] | np.ndarray) -> list[tuple[int, ...]]:
+        result: list[tuple[int, ...]] = []
+        for user in users:
+            length, budget = cuts.lengths[user][: ends[user]], cuts.budgets[user]
+            cut = windows(length, budget, 0)
+            if len(cut) > 1:  # Other places to cut in every epoch.
+                cut = windows(length, budget, int(self.rng.integers(1, cut[0][1] + 1)))
+            result += [(HISTORY, user, *window) for window in cut]
+        return result
+
+    def what_came_next(self, count: int) -> list[tuple[int, ...]]:
+        """Rows of a question about histories: a user, and an event that the question asks for."""
+        chosen = self.rng.choice(self.active, count)
+        ends = [int(self.rng.integers(0, len(self.train[user]))) for user in chosen]
+        return [(HISTORY, int(user), 0, end + 1, end) for user, end in zip(chosen, ends, strict=True)]
+
+    def about_events(self, among: np.ndarray, count: int) -> list[tuple[int, ...]]:
+        """Rows of a question about events, out of ``among``."""
+        return self._asked(_in_rounds(among, count, self.rng))
+
+    def _places(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of events: their users, and their places in those users' histories."""
+        users = np.searchsorted(self.begin, events, side="right") - 1
+        return users, events - self.begin[users]
+
+    def _asked(self, events: np.ndarray) -> list[tuple[int, ...]]:
+        users, places = self._places(events)
+        return [(HISTORY, user, 0, end + 1, end) for user, end in zip(users.tolist(), places.tolist(), strict=True)]
+
+
+class _FreshHistories(_Histories):
+    """The same where a part of the events is known already: the new ones are targets, and a share of the known ones."""
+
+    def __init__(self, train: Sequence[np.ndarray], rng: np.random.Generator, fresh: Fresh) -> None:
+        super().__init__(train, rng)
+        self.fresh = fresh
+        self.active = [user for user in self.active if fresh.new(user, len(train[user]))]
+
+    def windows(self, cuts: _Cuts) -> list[tuple[int, ...]]:
+        result: list[tuple[int, ...]] = []
+        for user in self.active:
+            for begin, end in self.fresh.new(user, len(self.train[user])):
+                cut = later_windows(cuts.lengths[user], cuts.budgets[user], begin, end)
+                result += [(HISTORY, user, *window) for window in cut]
+        old = [user for user in range(len(self.train)) if self.fresh.known[user]]
+        known = self._whole(cuts, old, self.fresh.known)
+        again = min(len(known), round(self.fresh.replay * len(result)))
+        return result + [known[row] for row in self.rng.choice(len(known), again, replace=False)]
+
+    def what_came_next(self, count: int) -> list[tuple[int, ...]]:
+        return self.about_events(np.arange(self.begin[-1]), count)
+
+    def about_events(self, among: np.ndarray, count: int) -> list[tuple[int, ...]]:
+        users, places = self._places(among)
+        known = places < self.fresh.known[users]
+        new, old = among[~known & (places != self.fresh.held[users])], among[known]
+        repeated = round(count * self.fresh.replay / (1 + self.fresh.replay)) if len(old) else 0
+        repeated = repeated if len(new) else count
+        drawn = [_in_rounds(new, count - repeated, self.rng), _in_rounds(old, repeated, self.rng)]
+        return self._asked(np.concatenate(drawn))
+
+
+class _Walks:
+    """Makes walks over textual neighbours and the rows of them; keeps the walks in ``made``."""
+
+    def __init__(
+        self, recipe: Recipe, tokenization: Tokenization, neighbours: np.ndarray | None, rng: np.random.Generator
+    ) -> None:
+        self.recipe, self.tokenization, self.neighbours, self.rng = recipe, tokenization, neighbours, rng
+        self.made: list[np.ndarray] = []
+
+    def rows(self, prompt: Prompt, catalogue: np.ndarray, count: int) -> list[tuple[int, ...]]:
+        """Rows of a sequence prompt; ``catalogue`` has the tokens of an event with each item."""
+        if self.neighbours is None or count == 0:
+            return []
+        told = self.recipe.walks
+        drawn = features.walks(self.neighbours, count, told.length, self.rng, mean_rank=told.mean_rank)
+        budget = self.tokenization.history_budget(self.tokenization.head_ids(prompt))
+        # A walk ends where the row is full.
+        drawn = [walk[: windows(catalogue[walk], budget, 0)[0][1]] for walk in drawn]
+        begin = len(self.made)
+        self.made.extend(drawn)
+        return [(WALK, begin + number, 0, len(walk), 0) for number, walk in enumerate(drawn)]
+
+
+def _askable(prompt: Prompt, tokenization: Tokenization) -> np.ndarray:
+    """Indices of the items that a question can be asked about: with a title if it is read, and an answer."""
+    about = np.arange(len(tokenization.items))
+    if "title" in prompt.reads["item"]:
+        about = about[(tokenization.items["title"] != "").to_numpy()]
+    answered = [bool(prompt.render("assistant", item=tokenization.item(int(item)))) for item in about]
+    return about[np.array(answered, dtype=bool)]
+
+
+def _given(prompt: Prompt, events: pl.DataFrame | None) -> pl.DataFrame:
+    if events is None:
+        raise DataError(f"prompt {prompt.name} asks about events, and none were given. Pass Split.train_events.")
+    return events
+
+
+def _answered(prompt: Prompt, answers: Sequence[str]) -> np.ndarray:
+    """Numbers of the events that answer a question.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = np.flatnonzero([bool(answer) for answer in answers])
+    if not len(found):
+        raise DataError(
+            f"prompt {prompt.name}: none of the {len(answers)} training interactions has an answer; it reads "
+            f"{', '.join(sorted(prompt.reads['event']))}. Import a log that has them, or leave the task out."
+        )
+    return found
+
+
+class _QuestionSizes:
+    """About how many tokens the rows of a question prompt have, from what each item adds, which is rendered once.
+
+    Args:
+        answers: Of a question about events: int [events], tokens of the answer that each gives.
+    """
+
+    def __init__(self, prompt: Prompt, tokenization: Tokenization, answers: np.ndarray | None) -> None:
+        self.prompt, self.tokenization, self.answers = prompt, tokenization, answers
+        self.room = 0 if answers is None else int(answers.max(initial=0))
+        self.alone: dict[int, int] = {}
+        self.adds = np.full(len(tokenization.items), np.nan)
+
+    def _without(self, item: int) -> int:
+        """Tokens of a row with no history, of a question about events without its answer."""
+        if item not in self.alone:
+            if self.answers is None:
+                self.alone[item] = len(self.tokenization.question_row(self.prompt, item).ids)
+            else:
+                self.alone[item] = len(self.tokenization.question_ids(self.prompt, item, room=self.room))
+        return self.alone[item]
+
+    def size(self, item: int, history: np.ndarray, event: int) -> float:
+        """About the tokens of a row about ``item``, which came after ``history``; ``event`` is its number."""
+        most = self.tokenization.max_length - self.room
+        newest = history[-self.tokenization.max_length :]  # Most events have a token; spares looking at the rest.
+        for index in np.unique(newest[np.isnan(self.adds[newest])]).tolist():
+            # What a second one adds, so that a text between two events counts too.
+            one, two = (self.tokenization.question_size(self.prompt, index, [index] * count) for count in (1, 2))
+            self.adds[index] = two - one
+        asked = min(self._without(item) + float(self.adds[newest].sum()), most)
+        return asked if self.answers is None else asked + float(self.answers[event])
+
+
+def _leader(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
+    """Number of the prompt that the adapter recommends with, whose rows weights count by."""
+    leader = next((number for number, prompt in enumerate(prompts) if prompt.kind == "sequence"), 0)
+    if recipe.tasks[leader].weight == 0:
+        raise ConfigError(
+            f"recipe: prompt {prompts[leader].name} is the first sequence prompt, which the adapter recommends with, "
+            "and its weight is 0. Give it a weight, or put another sequence prompt before it."
+        )
+    return leader
+
+
+def _opening(recipe: Recipe, epochs: int) -> int:
+    """Epochs of walks alone: a small share of few epochs is one epoch, not none."""
+    share = recipe.walks.alone
+    return max(round(share * epochs), 1 if share > 0 and epochs > 1 else 0)
+
+
+def _question(
+    prompt: Prompt, tokenization: Tokenization, events: pl.DataFrame | None
+) -> tuple[np.ndarray, _QuestionSizes]:
+    """Items or events that a question can be asked about (none where it asks what came next), and the rows' sizes."""
+    if prompt.subject == "event":
+        answers = event_answers(prompt, _given(prompt, events))
+        lengths = {answer: len(tokenization.answer_ids(prompt, answer)) for answer in set(answers)}
+        tokens = np.array([lengths[answer] for answer in answers])
+        return _answered(prompt, answers), _QuestionSizes(prompt, tokenization, tokens)
+    about = _askable(prompt, tokenization) if prompt.subject == "item" else np.empty(0, dtype=np.int64)
+    return about, _QuestionSizes(prompt, tokenization, None)
 
 
 def plan(
@@ -168,10 +389,11 @@ def plan(
 ) -> Plan:
     """Decide the rows of every epoch: all windows of all histories, walks, and questions by weight.
 
-    One row of the first sequence prompt per window is weight 1; other tasks get ``weight`` rows per such row. In the
-    opening epochs (``walks.alone``, one at least where there are two or more) walks stand in the place of histories.
-    ``events`` are those of ``train``, as ``Split.train_events`` has them: what questions about events are answered by.
-    With ``fresh`` its new events and a share of the known ones are targets, in the place of all histories.
+    One row of the first sequence prompt per window is weight 1; questions get ``weight`` rows per such row. Another
+    sequence prompt cuts windows of its own, and weight 1 is each of them once. In the opening epochs (``walks.alone``,
+    one at least where there are two or more) walks stand in the place of histories. ``events`` are those of
+    ``train``, as ``Split.train_events`` has them: what questions about events are answered by. With ``fresh`` its
+    new events and a share of the known ones are targets, in the place of all histories.
 
     Raises:
         PromptError: An event or a head that leaves no room for a row.
@@ -179,156 +401,62 @@ def plan(
         ConfigError: No row at all, or none of the prompt that the adapter recommends with.
     """
     rng = np.random.default_rng([recipe.seed, 1])
-    active = [
-        user for user, history in enumerate(train)
-        if (len(history) if fresh is None else fresh.new(user, len(history)))
-    ]  # fmt: skip
-    leader = next((number for number, prompt in enumerate(prompts) if prompt.kind == "sequence"), 0)
-    unit = recipe.tasks[leader].weight
-    if unit == 0:
-        raise ConfigError(
-            f"recipe: prompt {prompts[leader].name} is the first sequence prompt, which the adapter recommends with, "
-            "and its weight is 0. Give it a weight, or put another sequence prompt before it."
-        )
-    opening = round(recipe.walks.alone * epochs) if neighbours is not None else 0
-    if neighbours is not None and recipe.walks.alone > 0 and epochs > 1:
-        opening = max(opening, 1)  # A small share of few epochs is one epoch, not none.
-    walks: list[np.ndarray] = []
-    asked: dict[str, np.ndarray] = {}
-    begin = _first_events(train)
-    lengths: dict[int, list[np.ndarray]] = {}
-    budgets: dict[int, list[int]] = {}  # Per user: a head may read the user's columns.
-    # What tells about how long a row is: per prompt the tokens of its head and those that each item adds.
-    before: dict[int, int] = {}
-    adds: dict[int, np.ndarray] = {}
-    question_sizes: dict[tuple[int, int], int] = {}
+    leader = _leader(recipe, prompts)
+    # The leader first: the number of its windows is what the others are counted by.
+    weights = [task.weight / recipe.tasks[leader].weight for task in recipe.tasks]
+    order = [leader, *(number for number in range(len(prompts)) if number != leader and weights[number])]
+    opening = _opening(recipe, epochs) if neighbours is not None else 0
+    histories = _Histories(train, rng) if fresh is None else _FreshHistories(train, rng, fresh)
+    walks = _Walks(recipe, tokenization, neighbours, rng)
+    cuts: dict[int, _Cuts] = {}
+    about: dict[int, np.ndarray] = {}  # Items or events that a question can be asked about.
+    questions: dict[int, _QuestionSizes] = {}
     for number, prompt in enumerate(prompts):
         if prompt.kind == "sequence":
-            lengths[number] = [tokenization.fragment_lengths(prompt, history) for history in train]
-            heads = (tokenization.head_ids(prompt, users[user] if users else None) for user in range(len(train)))
-            budgets[number] = [tokenization.history_budget(head) for head in heads]
-            # Of the whole catalogue: what fits no row in training would silently empty a history later.
-            catalogue = tokenization.fragment_lengths(prompt, np.arange(len(tokenization.items)))
-            longest, budget = int(catalogue.argmax()), min(budgets[number], default=recipe.max_length)
-            before[number], adds[number] = recipe.max_length - budget, catalogue
-            if catalogue[longest] > budget:
-                raise PromptError(
-                    f"prompt {prompt.name}: item {tokenization.items['item_id'][longest]!r} takes "
-                    f"{catalogue[longest]} tokens and max_length {recipe.max_length} leaves {budget} for the history. "
-                    "Raise max_length, or shorten its block item."
-                )
-
-    def history_rows(number: int) -> list[tuple[int, ...]]:
-        result: list[tuple[int, ...]] = []
-        if fresh is not None:
-            for user in active:
-                for begin_, end in fresh.new(user, len(train[user])):
-                    cut = later_windows(lengths[number][user], budgets[number][user], begin_, end)
-                    result += [(HISTORY, user, *window) for window in cut]
-            old = [user for user in range(len(train)) if fresh.known[user]]
-            known = whole(number, old, fresh.known)
-            again = rng.choice(len(known), min(len(known), round(fresh.replay * len(result))), replace=False)
-            return result + [known[row] for row in again]
-        return whole(number, active, None)
-
-    def whole(number: int, users: Sequence[int], ends: np.ndarray | None) -> list[tuple[int, ...]]:
-        result: list[tuple[int, ...]] = []
-        for user in users:
-            length, budget = lengths[number][user], budgets[number][user]
-            length = length if ends is None else length[: ends[user]]
-            cut = windows(length, budget, 0)
-            if len(cut) > 1:  # Other places to cut in every epoch.
-                cut = windows(length, budget, int(rng.integers(1, cut[0][1] + 1)))
-            result += [(HISTORY, user, *window) for window in cut]
-        return result
-
-    def walk_rows(prompt: Prompt, count: int) -> list[tuple[int, ...]]:
-        if neighbours is None or count == 0:
-            return []
-        drawn = features.walks(neighbours, count, recipe.walks.length, rng, mean_rank=recipe.walks.mean_rank)
-        budget = tokenization.history_budget(tokenization.head_ids(prompt))
-        # A walk ends where the row is full.
-        drawn = [walk[: windows(tokenization.fragment_lengths(prompt, walk), budget, 0)[0][1]] for walk in drawn]
-        begin = len(walks)
-        walks.extend(drawn)
-        return [(WALK, begin + number, 0, len(walk), 0) for number, walk in enumerate(drawn)]
-
-    def question_rows(prompt: Prompt, count: int) -> list[tuple[int, ...]]:
-        if prompt.subject == "history" and fresh is not None:
-            order = mixed(np.arange(begin[-1]), count)
-            whose = np.searchsorted(begin, order, side="right") - 1
-            at = order - begin[whose]
-            return [(HISTORY, user, 0, end + 1, end) for user, end in zip(whose.tolist(), at.tolist(), strict=True)]
-        if prompt.subject == "history":
-            chosen = rng.choice(active, count)
-            ends = [int(rng.integers(0, len(train[user]))) for user in chosen]
-            return [(HISTORY, int(user), 0, end + 1, end) for user, end in zip(chosen, ends, strict=True)]
-        if prompt.name not in asked:
-            asked[prompt.name] = _askable(prompt, tokenization) if prompt.subject == "item" else answered(prompt)
-        about = asked[prompt.name]
-        rounds = math.ceil(count / len(about)) if len(about) else 0
-        order = np.concatenate([rng.permutation(about) for _ in range(rounds)])[:count] if rounds else about
-        if prompt.subject == "event" and fresh is not None:
-            order = mixed(about, count)
-        if prompt.subject == "item":
-            return [(ITEM, int(item), 0, 0, 0) for item in order]
-        whose = np.searchsorted(begin, order, side="right") - 1
-        at = order - begin[whose]
-        return [(HISTORY, user, 0, end + 1, end) for user, end in zip(whose.tolist(), at.tolist(), strict=True)]
-
-    def mixed(among: np.ndarray, count: int) -> np.ndarray:
-        """Numbers of events out of ``among``: new targets, and the share of known ones that is to be repeated."""
-        assert fresh is not None
-        user = np.searchsorted(begin, among, side="right") - 1
-        place = among - begin[user]
-        known = place < fresh.known[user]
-        new, old = among[~known & (place != fresh.held[user])], among[known]
-        repeated = round(count * fresh.replay / (1 + fresh.replay)) if len(old) else 0
-        repeated = count if not len(new) and len(old) else repeated
-        parts = [rng.choice(part, size) for part, size in ((new, count - repeated), (old, repeated)) if len(part)]
-        return np.concatenate(parts).astype(np.int64) if parts else among[:0]
-
-    def answered(prompt: Prompt) -> np.ndarray:
-        told = event_answers(prompt, _given(prompt, events))
-        found = np.flatnonzero([bool(answer) for answer in told])
-        if not len(found):
-            raise DataError(
-                f"prompt {prompt.name}: none of the {len(told)} training interactions has an answer; it reads "
-                f"{', '.join(sorted(prompt.reads['event']))}. Import a log that has them, or leave the task out."
-            )
-        return found
+            cuts[number] = _Cuts.measure(prompt, tokenization, train, users)
+        elif number in order:
+            about[number], questions[number] = _question(prompt, tokenization, events)
 
     def size(row: tuple[int, ...]) -> float:
-        """About the tokens of a row; a question about a history or an event goes by its events."""
+        """About the tokens of a row."""
         _, number, kind, index, start, stop, _ = row
         if kind == ITEM:
-            if (number, index) not in question_sizes:
-                question_sizes[number, index] = len(tokenization.question_row(prompts[number], index).ids)
-            return question_sizes[number, index]
-        if number not in adds:
-            return stop - start
-        return before[number] + float(adds[number][(walks if kind == WALK else train)[index][start:stop]].sum())
+            return questions[number].size(index, np.empty(0, dtype=np.int32), 0)
+        seen = (walks.made if kind == WALK else train)[index][start:stop]
+        if number in questions:
+            return questions[number].size(int(seen[-1]), seen[:-1], int(histories.begin[index]) + stop - 1)
+        cut = cuts[number]
+        budget = cut.budgets[index] if kind == HISTORY else min(cut.budgets, default=0)
+        head = tokenization.max_length - budget - tokenization.tokens.shape[1]
+        return head + float(cut.catalogue[seen[:-1]].sum() + tokenization.lengths[seen[-1]])
 
     tables: list[np.ndarray] = []
     for epoch in range(epochs):
         rows: list[tuple[int, ...]] = []
-        windows_now = len(active)
-        for number in sorted(range(len(prompts)), key=lambda number: number != leader):
-            prompt, weight = prompts[number], recipe.tasks[number].weight / unit
-            if weight == 0:
-                continue
+        windows_now = len(histories.active)
+        for number in order:
+            prompt, made = prompts[number], list[tuple[int, ...]]()
             if prompt.kind == "sequence":
-                made = [] if epoch < opening else history_rows(number)
+                if epoch >= opening:
+                    made = histories.windows(cuts[number])
                 if number == leader:
-                    windows_now = len(made) or len(active)
+                    windows_now = len(made) or windows_now
                 else:
-                    made = [made[index] for index in rng.choice(len(made), round(weight * windows_now))] if made else []
+                    count = round(weights[number] * len(made))  # Of its own, so that weight 1 has every event once.
+                    made = [made[row] for row in _in_rounds(np.arange(len(made)), count, rng)]
                 share = 1.0 if epoch < opening else recipe.walks.share
-                made += walk_rows(prompt, round(weight * share * len(active)))
-            elif prompt.subject != "item" and epoch < opening:
-                continue
+                count = round(weights[number] * share * len(histories.active))
+                made += walks.rows(prompt, cuts[number].catalogue, count)
             else:
-                made = question_rows(prompt, round(weight * windows_now))
+                count = round(weights[number] * windows_now)
+                if prompt.subject == "item":
+                    made = [(ITEM, int(item), 0, 0, 0) for item in _in_rounds(about[number], count, rng)]
+                elif epoch < opening:
+                    continue
+                elif prompt.subject == "event":
+                    made = histories.about_events(about[number], count)
+                else:
+                    made = histories.what_came_next(count)
             rows += [(epoch, number, *row) for row in made]
         first = -sum(len(table) for table in tables) % batch_size
         drawn = np.array(rows, dtype=np.int32).reshape(-1, 7)
@@ -339,7 +467,7 @@ def plan(
             "recipe: its tasks, weights and whole epochs make no training row. Raise a weight or "
             "training.num_train_epochs, or add interactions."
         )
-    return Plan(table, walks)
+    return Plan(table, walks.made)
 
 
 class Rows:
@@ -366,7 +494,7 @@ class Rows:
             for prompt in prompts
             if prompt.subject == "event"
         }
-        self._begin = _first_events(train)
+        self._begin = _begins(train)
 
     def __len__(self) -> int:
         return len(self.plan.table)

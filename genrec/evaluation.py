@@ -102,7 +102,7 @@ def measure(
     row: dict[str, dict[str, float]] = {}
     for name, metric in metrics.METRICS.items():
         for k in ks:
-            row[f"{name}@{k}"] = _mean(metric(place, k))
+            row[f"{name}@{k}"] = metrics.interval(metric(place, k))
     for k in ks:
         row[f"coverage@{k}"] = {"mean": float(metrics.coverage(recommended, k, n_items))}
     return row
@@ -174,24 +174,21 @@ def ask(recommender: Recommender, question: Question, data: Dataset, split: Spli
             least = data.manifest["positives"]["min_rating"]
             why = "" if least is None else f"; the data set keeps ratings of at least {least:g} alone"
             result["notes"].append(f"no AUC: the answer is {answers[truth[0]]!r} in all {len(truth)} cases{why}")
-    row["log-loss"] = _mean(metrics.log_loss(scores, truth))
-    row["base rate log-loss"] = _mean(metrics.log_loss(np.log(counts)[None].repeat(len(truth), axis=0), truth))
+    row["log-loss"] = metrics.interval(metrics.log_loss(scores, truth))
+    row["base rate log-loss"] = metrics.interval(
+        metrics.log_loss(np.log(counts)[None].repeat(len(truth), axis=0), truth)
+    )
     if len(answers) > 2:
-        row["accuracy"] = _mean(scores.argmax(axis=1) == truth)
-        row["base rate accuracy"] = _mean(counts.argmax() == truth)
+        row["accuracy"] = metrics.interval(scores.argmax(axis=1) == truth)
+        row["base rate accuracy"] = metrics.interval(counts.argmax() == truth)
         try:
             values = np.array([float(answer) for answer in answers])
         except ValueError:
             return result
         shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1)[:, None])
-        row["rmse"] = _root(_mean((shares @ values - values[truth]) ** 2))
-        row["mean rmse"] = _root(_mean((counts @ values / counts.sum() - values[truth]) ** 2))
+        row["rmse"] = _root(metrics.interval((shares @ values - values[truth]) ** 2))
+        row["mean rmse"] = _root(metrics.interval((counts @ values / counts.sum() - values[truth]) ** 2))
     return result
-
-
-def _mean(values: np.ndarray) -> dict[str, float]:
-    low, high = metrics.bootstrap(values)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
 def _root(value: dict[str, float]) -> dict[str, float]:

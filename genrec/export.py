@@ -262,6 +262,7 @@ def validation_set(adapter: Adapter, tokenization: Tokenization, data: str | Pat
         )
     recipe = from_table(Recipe, adapter.manifest["recipe"], str(adapter.path / "genrec.json"))
     split = loaded.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
+    split = split.without_validation(adapter.not_validated)
     seen = bool(told["manifest"]["exclude_seen"])
     return ValidationSet.draw(recipe, split, tokenization, adapter.prompt, loaded.user_rows, exclude_seen=seen)
 

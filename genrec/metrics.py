@@ -181,6 +181,12 @@ def auc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None
     return np.divide((up * below).sum(axis=-1), pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
 
 
+def interval(values: ArrayLike) -> dict[str, float]:
+    """``mean``, and ``low`` and ``high`` of ``bootstrap``, of one value per case."""
+    low, high = bootstrap(values)
+    return {"mean": float(np.asarray(values).mean()), "low": low, "high": high}
+
+
 def auc_interval(
     scores: ArrayLike, positive: ArrayLike, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

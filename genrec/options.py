@@ -37,7 +37,6 @@ TRAINING_KEYS: dict[str, tuple[Any, ...]] = {
     "tf32": (bool,),
     "gradient_checkpointing": (bool,),
     "use_cpu": (bool,),
-    "average_tokens_across_devices": (bool,),
     "ddp_find_unused_parameters": (bool,),
     "ddp_timeout": (int, 1, _INFINITY),
 }  # fmt: skip
@@ -48,8 +47,11 @@ _TRAINING_ELSEWHERE = {  # What a recipe says in another place.
     "model_init_kwargs": "write dtype at the top level of the recipe",
     "eval_strategy": "see [validation]",
     "eval_steps": "see [validation]",
+    "average_tokens_across_devices": "a step's loss is always the mean over the tokens of all processes",
     "save_strategy": "checkpoints are written at every validation and, with save_steps, in between",
 }
+# What may differ when an interrupted run goes on: how fast the rest of it learns.
+PACE = ("learning_rate", "warmup_steps", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs")
 LORA_ELSEWHERE = {
     "trainable_token_indices": "the identifier rows are trained",
     "bias": 'an adapter holds no biases; train them with tuning = "full"',

@@ -117,7 +117,7 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
         GenrecError: A stage failed; the stages before it are done and are reused when it is run again.
     """
     # Imported here, so that `genrec init` waits for no model library.
-    from genrec import base, batch, evaluation, readers, training
+    from genrec import base, batch, checkpoints, evaluation, readers, training
     from genrec.dataset import Dataset
     from genrec.recommender import Recommender
 
@@ -161,7 +161,13 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
             if is_current(recipes[name]):
                 reuse()
             else:
-                training.train(recipes[name], data, overwrite=True)
+                begun = checkpoints.newest(root / "runs" / name) is not None
+                try:
+                    training.train(recipes[name], data, overwrite=True, resume=begun)
+                except ConfigError:
+                    if not begun:
+                        raise
+                    training.train(recipes[name], data, overwrite=True)  # The interrupted run was another one.
         result.curves.append(recipes[name].with_suffix("") / "learning_curve.png")
     spec_path = root / "eval" / f"{NAME}.toml"
     saved = root / "eval" / "results" / f"{NAME}.json"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -38,6 +38,10 @@ class Cases:
         if not 0 < count < len(self):
             return every
         return np.sort(np.random.default_rng(seed).choice(every, count, replace=False))
+
+    def take(self, places: np.ndarray) -> Cases:
+        """The cases at these positions."""
+        return Cases(self.users[places], [self.histories[case] for case in places], self.targets[places])
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,15 @@ class Split:
         if self.truth.events is None:
             raise DataError("this split knows the order of its events alone. Make it with Dataset.split.")
         return self.truth.events
+
+    def without_validation(self, user_ids: Collection[str]) -> Split:
+        """The split without the validation cases of these users; their events stay out of training."""
+        if not user_ids:
+            return self
+        names = set(user_ids)
+        keep = np.array([self.truth.user_ids[user] not in names for user in self.valid.users], dtype=bool)
+        valid = self.valid.take(np.flatnonzero(keep))
+        return replace(self, valid=valid, protocol={**self.protocol, "valid_cases": len(valid)})
 
     def check(self) -> None:
         """Compare every part with the events that it may hold.

@@ -406,6 +406,11 @@ class Tokenization:
         """int32 token ids of a question alone, up to the assistant's header. Arguments and errors of ``question``."""
         return _ids(self._asked(prompt, item, history, user, room))
 
+    def question_size(self, prompt: Prompt, item: int, history: Sequence[int] | np.ndarray) -> int:
+        """Tokens of a question with the whole of a history, whether it fits or not; without columns of a user."""
+        events = [self.item(int(event)) for event in history]
+        return _size(self.head(prompt, item=self.item(item), history=events))
+
     def _asked(
         self,
         prompt: Prompt,
@@ -419,17 +424,22 @@ class Tokenization:
         if prompt.subject == "item":
             question = self.head(prompt, user, item=about)
         else:
-            events = [self.item(int(event)) for event in history]
-
-            def newest(count: int) -> list[Span]:
-                return self.head(prompt, user, item=about, history=events[len(events) - count :])
-
-            # The question grows with its history, so the most events that fit are found by bisection.
-            kept, above = 0, len(events) + 1
+            question = []
+            newest: list[dict[str, Any]] = []  # Oldest first, as far as looked at.
+            # The question grows with its history, so the most events that fit are found by doubling, then bisection,
+            # which looks at not much more than fits.
+            kept, above = 0, len(history) + 1
             while above - kept > 1:
-                middle = (kept + above) // 2
-                kept, above = (middle, above) if _size(newest(middle)) <= budget else (kept, middle)
-            question = newest(kept)
+                middle = (kept + above) // 2 if above <= len(history) else min(max(2 * kept, 16), len(history))
+                unseen = history[len(history) - middle : len(history) - len(newest)]
+                newest = [*(self.item(int(event)) for event in unseen), *newest]
+                asked = self.head(prompt, user, item=about, history=newest[len(newest) - middle :])
+                if _size(asked) <= budget:
+                    question, kept = asked, middle
+                else:
+                    above = middle
+            if kept == 0:
+                question = self.head(prompt, user, item=about, history=[])
         if _size(question) > budget:
             raise PromptError(
                 f"prompt {prompt.name}, item {about['item_id']!r}: question and answer take "

@@ -39,7 +39,7 @@ from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, DataError, GenrecError, PromptError, StorageError
 from genrec.estimates import Estimate
 from genrec.identification import identify
-from genrec.options import training_options
+from genrec.options import PACE, training_options
 from genrec.prompts import Prompt
 from genrec.rows import is_rows
 from genrec.splits import Split
@@ -47,6 +47,10 @@ from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
 from genrec.tuning import load, start_rows, with_lora
 from genrec.validation import ValidationSet
 from genrec.watch import Tally, Watch, diverged
+
+TRL_TRAINER = SFTTrainer  # Whose loss a benchmark compares with.
+# Keys of a fingerprint that may differ when a run goes on: they set how fast the rest of it learns.
+_PACE = ("recipe.rows_learning_rate", *(f"recipe.training.{key}" for key in PACE))
 
 
 class _Trainer(SFTTrainer):
@@ -60,6 +64,7 @@ class _Trainer(SFTTrainer):
                  rows_rate: float | None = None, total: int = 0, **options: Any) -> None:  # fmt: skip
         self.watch, self.tally, self.rows_rate, self.total = watch, tally, rows_rate, total
         super().__init__(*arguments, **options)
+        self.model_accepts_loss_kwargs = True  # Of a step's tokens; a model that would take none gets none of ours.
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -86,13 +91,16 @@ class _Trainer(SFTTrainer):
         loss = losses.sum()
         if not torch.isfinite(loss):
             done = 0 if self.watch is None else self.watch.done
-            raise diverged(done + self.state.global_step, None if self.watch is None else self.watch.run)
+            run = None if self.watch is None else self.watch.run
+            raise diverged(done + self.state.global_step, run, self.args.learning_rate)
         if self.tally is not None and rows is not None:
             self.tally.add(rows)
         if self.watch is not None and tasks is not None:
             self.watch.add(tasks[:, None].expand_as(mask)[mask], losses)
-        count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
-        return loss / count * (self.accelerator.num_processes if num_items_in_batch is not None else 1)
+        if num_items_in_batch is None:
+            return loss / mask.sum().clamp(min=1)
+        # The count is that of all processes, and of their gradients the mean is taken.
+        return loss / torch.as_tensor(num_items_in_batch).clamp(min=1) * self.accelerator.num_processes
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """TRL's, with the identifier rows in groups of their own where they have their own learning rate."""
@@ -175,84 +183,32 @@ class Prepared:
         prompts: In the order of the recipe's tasks.
         tokenization: With the identifiers of the data set.
         model: What is trained, with all rows in it and LoRA on it.
+        split: Of the data set; without the validation cases that must not decide.
         fresh: Which events are targets.
         told: What decides the outcome besides, plain values.
         report: Called with the trained model before it is written; what it gives stands in genrec.json as "update".
+        write: Called when the adapter's folder is complete, before it takes its name.
     """
 
     base: bases.Base
     prompts: list[Prompt]
     tokenization: Tokenization
     model: Any
+    split: Split
     fresh: Fresh
     told: dict[str, Any]
     report: Callable[[Any], dict[str, Any]]
+    write: Callable[[], None]
 
 
-@dataclass
-class _Run:
-    """A run made ready: everything that training needs; nothing is written."""
+@dataclass(kw_only=True)
+class _Trainable:
+    """Rows, and a model to be trained on them."""
 
     recipe: Recipe
-    data: Dataset
-    split: Split
-    base: bases.Base
-    prompts: list[Prompt]
     rows: Rows
     model: Any
     config: SFTConfig
-    prepared: Prepared | None = None
-
-    @property
-    def leader(self) -> Prompt:
-        return next(prompt for prompt in self.prompts if prompt.kind == "sequence")
-
-    @property
-    def batch(self) -> int:
-        """Rows of one step, over all processes."""
-        return int(_step_rows(self.config))
-
-    @property
-    def steps(self) -> int:
-        wanted = training_options(self.recipe.training).get("max_steps", -1)
-        return wanted if wanted > 0 else math.ceil(len(self.rows) / self.batch)
-
-    @property
-    def order(self) -> np.ndarray:
-        """int64 [steps * batch]: the row numbers of the run. -1 fills the last batch, so that every process gets as
-        many rows and none is repeated; ``max_steps`` cuts the plan, or goes through it again."""
-        filled = np.concatenate([np.arange(len(self.rows)), np.full(-len(self.rows) % self.batch, -1)])
-        return np.resize(filled, self.steps * self.batch)
-
-    @property
-    def marks(self) -> dict[int, float]:
-        """Step -> epoch, where to validate; the last step always."""
-        rule, steps = self.recipe.validation, self.steps
-        epochs = steps / math.ceil(len(self.rows) / self.batch) * (int(self.rows.plan.table[-1, 0]) + 1)
-        if rule.steps:
-            return {step: epochs * step / steps for step in [*range(rule.steps, steps, rule.steps), steps]}
-        looks = max(1, round(epochs * rule.per_epoch))
-        return {round(steps * look / looks): epochs * look / looks for look in range(1, looks + 1)}
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return {
-            "recipe": as_table(self.recipe),
-            "data": self.data.hash,
-            "identifiers": self.rows.tokenization.identifiers.hash,
-            "base": self.base.hash,
-            "prompts": {prompt.name: prompt.hash for prompt in self.prompts},
-            "processes": self.config.world_size,
-            "global batch": self.batch,
-            "versions": adapters.versions(),
-            **({} if self.prepared is None else {"update": self.prepared.told}),
-        }
-
-    def named(self, number: int) -> str:
-        """A row of the plan in words."""
-        epoch, task, kind, index, start, stop, _ = self.rows.plan.table[number].tolist()
-        what = {HISTORY: f"history {index}, events {start} to {stop - 1}", WALK: f"walk {index}"}
-        return f"epoch {epoch}, prompt {self.prompts[task].name}, {what.get(kind, f'item {index}')}"
 
     def collate(self, examples: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         """A padded batch of rows, with the number and the task of each; a row -1 is one token without a label."""
@@ -303,8 +259,93 @@ class _Run:
             made.remove_callback(transformers.PrinterCallback)
             yield made
 
+
+@contextmanager
+def ready(recipe: Recipe, rows: Rows, model: Any, callback: Any, epochs: float = 1.0) -> Iterator[SFTTrainer]:
+    """The trainer that ``train`` has, on given rows, with all that hangs on it but validation and checkpoints.
+
+    Args:
+        recipe: Its ``[training]``, dropout and rows_learning_rate count.
+        rows, model: What is trained on what.
+        callback: Of transformers, called besides.
+        epochs: How often the rows are gone through.
+    """
+    blank, names = {"ndcg@10": 0.0, "recall@10": 0.0}, [prompt.name for prompt in rows.prompts]
+    watch = Watch(lambda: blank, model, {}, 0, lambda *_, **__: None, tasks=names)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _Trainable(recipe=recipe, rows=rows, model=model, config=_sft_config(recipe, scratch))
+        run.config.num_train_epochs = epochs
+        with run.trainer(np.arange(len(rows)), watch, watch=watch, tally=Tally(len(rows))) as trainer:
+            trainer.add_callback(callback)
+            yield trainer
+
+
+@dataclass(kw_only=True)
+class _Run(_Trainable):
+    """A run made ready: everything that training needs; nothing is written."""
+
+    data: Dataset
+    split: Split
+    base: bases.Base
+    prompts: list[Prompt]
+    prepared: Prepared | None = None
+
+    @property
+    def leader(self) -> Prompt:
+        return next(prompt for prompt in self.prompts if prompt.kind == "sequence")
+
+    @property
+    def batch(self) -> int:
+        """Rows of one step, over all processes."""
+        return int(_step_rows(self.config))
+
+    @property
+    def steps(self) -> int:
+        wanted = training_options(self.recipe.training).get("max_steps", -1)
+        return wanted if wanted > 0 else math.ceil(len(self.rows) / self.batch)
+
+    @property
+    def order(self) -> np.ndarray:
+        """int64 [steps * batch]: the row numbers of the run. -1 fills the last batch, so that every process gets as
+        many rows and none is repeated; ``max_steps`` cuts the plan, or goes through it again."""
+        filled = np.concatenate([np.arange(len(self.rows)), np.full(-len(self.rows) % self.batch, -1)])
+        return np.resize(filled, self.steps * self.batch)
+
+    @property
+    def marks(self) -> dict[int, float]:
+        """Step -> epoch, where to validate; the last step always."""
+        rule, steps = self.recipe.validation, self.steps
+        epochs = steps / math.ceil(len(self.rows) / self.batch) * (int(self.rows.plan.table[-1, 0]) + 1)
+        if rule.steps:
+            return {step: epochs * step / steps for step in [*range(rule.steps, steps, rule.steps), steps]}
+        looks = max(1, round(epochs * rule.per_epoch))
+        return {round(steps * look / looks): epochs * look / looks for look in range(1, looks + 1)}
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "recipe": {**as_table(self.recipe), "training": training_options(self.recipe.training)},
+            "data": self.data.hash,
+            "exclude_seen": bool(self.data.manifest["exclude_seen"]),
+            "identifiers": self.rows.tokenization.identifiers.hash,
+            "base": self.base.hash,
+            "prompts": {prompt.name: prompt.hash for prompt in self.prompts},
+            "processes": self.config.world_size,
+            "global batch": self.batch,
+            "versions": adapters.versions(),
+            **({} if self.prepared is None else {"update": self.prepared.told}),
+        }
+
+    def named(self, number: int) -> str:
+        """A row of the plan in words."""
+        epoch, task, kind, index, start, stop, _ = self.rows.plan.table[number].tolist()
+        what = {HISTORY: f"history {index}, events {start} to {stop - 1}", WALK: f"walk {index}"}
+        return f"epoch {epoch}, prompt {self.prompts[task].name}, {what.get(kind, f'item {index}')}"
+
     def engine(self) -> LocalEngine:
-        return LocalEngine(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        """What validates, on the device that the trainer will choose: an engine plans its batches for where it is."""
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return LocalEngine(model if getattr(model, "is_quantized", False) else model.to(self.config.device))
 
     def validation(self) -> ValidationSet:
         return ValidationSet.draw(
@@ -364,11 +405,18 @@ def _build(
     return base, prompts, tokenization, model if recipe.tuning == "full" else with_lora(model, recipe, ids)
 
 
+def check_length(recipe: Recipe, model: Any, name: str) -> None:
+    """Refuse rows that are longer than the model of the base ``name`` reads."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and recipe.max_length > context:
+        raise ConfigError(f"recipe: max_length is {recipe.max_length}, and base {name} reads {context} tokens.")
+
+
 @contextmanager
 def _ready(recipe: Recipe, root: Path, data: Dataset | None, prepared: Prepared | None = None) -> Iterator[_Run]:
     """Read, check and build everything that a run needs."""
     data = data or Dataset.load(root / recipe.data)
-    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
+    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed) if prepared is None else prepared.split
     split.check()
     if not len(split.valid):
         raise DataError(
@@ -381,10 +429,7 @@ def _ready(recipe: Recipe, root: Path, data: Dataset | None, prepared: Prepared 
         base, prompts, tokenization, model = _build(recipe, root, data, split, vectors.vectors)
     else:
         base, prompts, tokenization, model = prepared.base, prepared.prompts, prepared.tokenization, prepared.model
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and recipe.max_length > context:
-        raise ConfigError(f"recipe: max_length is {recipe.max_length}, and base {base.name} reads {context} tokens.")
-
+    check_length(recipe, model, base.name)
     neighbours = None
     if recipe.walks.share > 0 or recipe.walks.alone > 0:
         neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
@@ -397,7 +442,35 @@ def _ready(recipe: Recipe, root: Path, data: Dataset | None, prepared: Prepared 
             fresh=None if prepared is None else prepared.fresh,
         )  # fmt: skip
         rows = Rows(made, prompts, tokenization, split.train, data.user_rows, split.train_weights, split.train_events)
-        yield _Run(recipe, data, split, base, prompts, rows, model, config, prepared)
+        yield _Run(
+            recipe=recipe, data=data, split=split, base=base, prompts=prompts, rows=rows, model=model, config=config,
+            prepared=prepared,
+        )  # fmt: skip
+
+
+def beginning(
+    name: str, workspace: Path, *, overwrite: bool, resume: bool
+) -> tuple[Path | None, checkpoints.Checkpoint | None]:
+    """The newest checkpoint of the run of an adapter's name, and what it holds where training is to go on from it.
+
+    Raises:
+        StorageError: An adapter or an interrupted run is there, and the options do not say what becomes of it.
+    """
+    out, folder = workspace / "adapters" / name, workspace / "runs" / name
+    newest = checkpoints.newest(folder)
+    if out.exists() and not overwrite:
+        advice = "Pass --overwrite to replace it once training is done."
+        if resume or newest is not None:
+            begun = f"{folder} holds an interrupted run at {newest.name}. " if newest is not None else ""
+            advice = f"{begun}Pass --resume --overwrite to go on, and to replace the adapter once training is done."
+        raise StorageError(f"{out} exists already. {advice}")
+    start = checkpoints.load(newest) if newest is not None and not (overwrite and not resume) else None
+    if start is not None and not resume:
+        raise StorageError(
+            f"{folder} holds an interrupted run at step {start.step} of {start.total}. "
+            "Pass --resume to go on, or --overwrite to begin again."
+        )
+    return newest, start
 
 
 def train(
@@ -422,8 +495,9 @@ def train(
         name: Of the adapter; the recipe file's name where it is not given.
         workspace: What relative paths are relative to; the folder above the recipe's where it is not given.
         assignments: ``key=value`` changes to a recipe file.
-        overwrite: Replace an adapter that is there, and begin again where a run was interrupted.
-        resume: Go on where a run was interrupted, to the very adapter that it would have made.
+        overwrite: Replace an adapter that is there. Without ``resume`` it throws an interrupted run away, and says so.
+        resume: Go on where a run was interrupted, to the very adapter that it would have made. Learning rates, their
+            schedule and ``max_grad_norm`` may be others for the rest of it.
         prepared: What an update trains on with, in the place of what the recipe would build.
 
     Returns:
@@ -435,15 +509,7 @@ def train(
     """
     recipe, name, root = _named(recipe, name, workspace, assignments)
     out, folder = root / "adapters" / name, root / "runs" / name
-    if out.exists() and not overwrite:
-        raise StorageError(f"{out} exists already. Pass --overwrite to replace it once training is done.")
-    newest = checkpoints.newest(folder)
-    start = checkpoints.load(newest) if newest is not None and not (overwrite and not resume) else None
-    if start is not None and not resume:
-        raise StorageError(
-            f"{folder} holds an interrupted run at step {start.step} of {start.total}. "
-            "Pass --resume to go on, or --overwrite to begin again."
-        )
+    newest, start = beginning(name, root, overwrite=overwrite, resume=resume)
     with _one_voice(), _ready(recipe, root, data, prepared) as run:
         begins = gather_object([0 if start is None else start.step])
         if len(set(begins)) > 1:
@@ -452,10 +518,16 @@ def train(
             )
         if start is not None:
             assert newest is not None
-            checkpoints.check(newest, start.fingerprint, run.fingerprint)
+            changed = checkpoints.check(newest, start.fingerprint, run.fingerprint, _PACE)
             progress.say(f"going on from {newest}: step {start.step} of {start.total}")
+            for key, (was, now) in changed.items():
+                progress.say(f"going on with {key.removeprefix('recipe.')} {now}, was {was}")
+            if changed:
+                start.watch["changes"].append({"step": start.step, **changed})
         elif resume:
             progress.say(f"nothing to resume in {folder}: starting from the beginning")
+        elif newest is not None:
+            progress.say(f"--overwrite: the interrupted run in {folder} is thrown away at {newest.name}")
         if is_main():
             checkpoints.tidy(folder)
             if start is None:
@@ -486,6 +558,7 @@ def _save(run: _Run, watch: Watch, out: Path, overwrite: bool) -> None:
             "protocol": run.split.protocol,
             "training_rows": len(run.rows),
             "kept": watch.best,
+            **({"changed_on_resume": watch.changes} if watch.changes else {}),
             **({} if run.prepared is None else {"update": run.prepared.report(run.model)}),
         },
         extra={
@@ -493,6 +566,7 @@ def _save(run: _Run, watch: Watch, out: Path, overwrite: bool) -> None:
             "learning_curve.png": learning_curve.picture(watch.curve, watch.losses),
         },
         overwrite=overwrite,
+        before=None if run.prepared is None else run.prepared.write,
     )
 
 

@@ -58,7 +58,13 @@ def with_lora(model: PreTrainedModel, recipe: Recipe, ids: torch.Tensor) -> Peft
         result = get_peft_model(model, LoraConfig(**{**LORA_DEFAULTS, **recipe.lora}))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"recipe: [lora] was refused: {error}") from error
+    return with_rows(result, ids)
+
+
+def with_rows(lora: PeftModel, ids: torch.Tensor) -> PeftModel:
+    """``lora``, with the rows ``ids`` of its embedding (and an untied head) trained too, ready for TRL."""
+    model = lora.get_base_model()
     train_rows(model, ids)
     # TRL reads it and would round to bfloat16 what is trained; PEFT has read it.
     model.is_loaded_in_4bit = False
-    return result
+    return lora

@@ -11,7 +11,8 @@ targets of the split of both logs together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 
 from genrec import adapter as adapters
 from genrec import base as bases
-from genrec import features, metrics, progress, readers, tables, training
+from genrec import features, metrics, progress, readers, tables, training, tuning
 from genrec.adapter import Adapter
 from genrec.config import Recipe, as_table, from_table, override, workspace_of
 from genrec.curriculum import Fresh
@@ -36,15 +37,13 @@ from genrec.errors import ConfigError, DataError, IdentifierError, LeakError, St
 from genrec.identifiers import Identifiers
 from genrec.options import training_options
 from genrec.prompts import Prompt
-from genrec.rows import train_rows
+from genrec.regression import TrainedTokens, extended_rows, matched_scale
 from genrec.splits import Cases, Split
 from genrec.tokenization import Tokenization, add_identifier_tokens, text_tokens
 
 K, BEAMS = 10, 50
 TEXTS = 256  # Dimensions of the text vectors that rows are predicted from.
 _CHUNK = 256  # Cases per call of an engine, so that the progress bar moves.
-_RIDGES = tuple(10.0**power for power in range(-3, 4))  # Of the regression, times the mean variance of a dimension.
-_FOLDS = 5
 _FIXED = ("base", "data", "tuning", "split", "ties", "split_seed", "identifiers", "lora")
 RULE = (
     "Targets of training were the events of the new training part that the old adapter was not trained on, without "
@@ -170,207 +169,65 @@ def _merged(old: pl.DataFrame, new: pl.DataFrame, key: str, where: str) -> pl.Da
     return both
 
 
-# Identifiers, and the rows of new ones
+# Identifiers, and the model with the rows of new ones
 
 
-@dataclass(frozen=True, eq=False)
-class RowMap:
-    """What makes an embedding row of a text vector: ``level + (text - middle) @ slope``.
-
-    Attributes:
-        middle: float64 [d].
-        level: float64 [width], the mean row, which a text without any known word gets.
-        slope: float64 [d, width]; zero where texts tell nothing of rows.
-        told: ``ridge``; ``explained``, the share of the variance of held-out rows that the map explains (0: no more
-            than the mean row); and ``fitted_on``, the number of tokens.
-    """
-
-    middle: NDArray[np.float64]
-    level: NDArray[np.float64]
-    slope: NDArray[np.float64]
-    told: dict[str, float]
-
-    @classmethod
-    def fit(cls, texts: NDArray[Any], rows: NDArray[Any], weights: NDArray[Any], seed: int = 0) -> RowMap:
-        """Ridge regression; its strength is the one with the least squared error on held-out tokens, in folds.
-
-        Args:
-            texts: float [n, d], n at least 1.
-            rows: float [n, width].
-            weights: float [n], above 0: how much a token counts.
-            seed: Of the folds.
-        """
-        x, y, w = (np.asarray(values, dtype=np.float64) for values in (texts, rows, weights))
-        fold = np.random.default_rng([seed, 5]).permutation(len(x)) % _FOLDS
-        errors, variance = np.zeros(len(_RIDGES)), 0.0
-        for held in range(_FOLDS if len(x) >= 2 * _FOLDS else 0):
-            out = fold == held
-            middle, level, slopes = _ridges(x[~out], y[~out], w[~out])
-            variance += float(w[out] @ ((y[out] - level) ** 2).sum(axis=1))
-            for place, slope in enumerate(slopes):
-                errors[place] += float(w[out] @ ((y[out] - level - (x[out] - middle) @ slope) ** 2).sum(axis=1))
-        best = int(errors.argmin())
-        explained = max(1 - float(errors[best]) / variance, 0.0) if variance else 0.0
-        middle, level, slopes = _ridges(x, y, w)
-        slope = slopes[best] if explained > 0 else np.zeros_like(slopes[best])
-        return cls(middle, level, slope, {"ridge": _RIDGES[best], "explained": explained, "fitted_on": len(x)})
-
-    def rows(self, texts: NDArray[Any], scale: float = 1.0) -> NDArray[np.float32]:
-        """float32 [m, width]: the rows of texts float [m, d], ``scale`` times as far from the mean row."""
-        known = np.abs(texts).sum(axis=1) > 0
-        return (self.level + scale * known[:, None] * ((texts - self.middle) @ self.slope)).astype(np.float32)
-
-
-def _ridges(
-    x: NDArray[np.float64], y: NDArray[np.float64], w: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Weighted means of x and y, and the slope of every strength."""
-    share = w / w.sum()
-    middle, level = share @ x, share @ y
-    left = (x - middle) * share[:, None]
-    values, vectors = np.linalg.eigh(left.T @ (x - middle))
-    right = vectors.T @ (left.T @ (y - level))
-    scale = max(float(values.mean()), 1e-12)
-    return middle, level, [vectors @ (right / (np.maximum(values, 0) + ridge * scale)[:, None]) for ridge in _RIDGES]
-
-
-def _extended(old: Adapter, data: Dataset, split: Split, recipe: Recipe, texts: NDArray[np.float32]) -> Identifiers:
+def _extended(
+    old: Adapter, data: Dataset, split: Split, recipe: Recipe, texts: NDArray[np.float32]
+) -> tuple[Identifiers, Tokenization]:
+    """The identifiers of all items, and their tokenization."""
     new, made = data.item_ids[len(old.identifiers.item_ids) :], old.identifiers
+    tokenizer = bases.Base(old.path.name, old.path).tokenizer()
     if new:
-        tokenizer = bases.Base(old.path.name, old.path).tokenizer()
         titles = text_tokens(tokenizer, data.items["title"].to_list()[-len(new) :]) if made.scheme == "title" else None
         codes = recipe.identifiers.codes if recipe.identifiers is not None else 256
         made = made.extend(new, vectors=texts, titles=titles, codes=codes, seed=recipe.seed)
-    return replace(made, fitted_on=split.train_hash) if made.scheme == "semantic" else made
-
-
-@dataclass(frozen=True, eq=False)
-class _OldTokens:
-    """The identifier tokens of an adapter: their text vectors float32 [tokens, d], zero where nothing is known, and how
-    many training events each is trained by, int64 [tokens]."""
-
-    texts: NDArray[np.float32]
-    events: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, identifiers: Identifiers, texts: NDArray[np.float32], train: Sequence[np.ndarray]) -> _OldTokens:
-        counts = np.bincount(
-            np.concatenate([np.empty(0, np.int64), *train]).astype(np.int64), minlength=len(identifiers.item_ids)
-        )
-        place = {token: number for number, token in enumerate(identifiers.vocabulary)}
-        events = np.zeros(len(place), dtype=np.int64)
-        for tokens, count in zip(identifiers.tokens, counts.tolist(), strict=True):
-            for token in set(tokens) & place.keys():
-                events[place[token]] += count
-        return cls(identifiers.token_vectors(texts), events)
-
-    @property
-    def trained(self) -> NDArray[np.int64]:
-        """Numbers of the tokens that a map of texts to rows is fitted on."""
-        return np.flatnonzero((self.events > 0) & (np.abs(self.texts).sum(axis=1) > 0))
-
-    def map(self, rows: NDArray[Any], tokens: NDArray[np.int64], seed: int) -> RowMap:
-        """A map fitted on some of the tokens, each as often as it was trained; without any, the mean of all rows."""
-        if not len(tokens):
-            return RowMap.fit(self.texts, rows, np.ones(len(rows)), seed)
-        return RowMap.fit(self.texts[tokens], rows[tokens], self.events[tokens], seed)
-
-
-def _scale(
-    old: Adapter,
-    model: Any,
-    tokens: Tokenization,
-    about: _OldTokens,
-    group: _Group,
-    data: Dataset,
-    count: int,
-    seed: int,
-) -> dict[str, float]:
-    """How far from the mean row predicted rows must lie for new items to be shown as often as old ones are.
-
-    A regression shrinks, so that its rows lose against trained ones. Some old items get predicted rows in the place of
-    their own, and the scale is the one with which they fill as many places of validation lists as they do with those.
-
-    Args:
-        old, model, tokens: The adapter; its rows are the old ones again afterwards.
-        about: Its tokens.
-        group: Validation cases.
-        data: The data set of the cases.
-        count: Items that are new.
-        seed: Of drawing the items.
-
-    Returns:
-        ``scale``, and the shares of places: ``shown`` of items with predicted rows, ``shown_trained`` of the same ones.
-    """
-    trained = about.trained
-    kept = load_file(old.path / "rows.safetensors")
-    rng = np.random.default_rng([seed, 7])
-    held = np.sort(rng.choice(trained, min(max(count, 5), len(trained) // 4), replace=False))
-    rest = np.setdiff1d(trained, held)
-    maps = {key: about.map(values.float().numpy(), rest, seed) for key, values in kept.items()}
-    ids = adapters.identifier_ids(tokens)[torch.from_numpy(held)]
-    engine = LocalEngine(model)
-
-    def shown() -> float:
-        return float(np.isin(group.lists(engine, tokens, old.prompt, data), held).mean())
-
-    natural, low, high, found = shown(), 0.5, 8.0, 0.0
-    for _ in range(6):
-        scale = (low * high) ** 0.5
-        rows = {key: torch.from_numpy(map_.rows(about.texts[held], scale)) for key, map_ in maps.items()}
-        adapters.set_rows(model, ids, rows)
-        found = shown()
-        low, high = (scale, high) if found < natural else (low, scale)
-    adapters.set_rows(model, ids, {key: values[held] for key, values in kept.items()})
-    return {"scale": scale, "shown": found, "shown_trained": natural}
-
-
-def extended_rows(
-    old: Adapter, identifiers: Identifiers, texts: NDArray[np.float32], about: _OldTokens, scale: float, seed: int
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The rows of all identifier tokens: an adapter's own, and those of new tokens predicted from text.
-
-    Args:
-        old: The adapter.
-        identifiers: Its identifiers, extended.
-        texts: float32 [items, d], text vectors of the items of ``identifiers``; zero where there is no text.
-        about: The tokens of the adapter.
-        scale: See ``RowMap.rows``.
-        seed: Of the folds.
-
-    Returns:
-        ``input`` and, where the head is not tied, ``output``: float [vocabulary, width]; and what to tell of it.
-    """
-    kept = load_file(old.path / "rows.safetensors")
-    place = {token: number for number, token in enumerate(old.identifiers.vocabulary)}
-    new = [number for number, token in enumerate(identifiers.vocabulary) if token not in place]
-    stay = [number for number, token in enumerate(identifiers.vocabulary) if token in place]
-    order = [place[identifiers.vocabulary[number]] for number in stay]
-    wanted = identifiers.token_vectors(texts)[new]
-    result, told = {}, {}
-    for key, values in kept.items():
-        trained = values.float().numpy()
-        rows = np.empty((len(identifiers.vocabulary), trained.shape[1]), dtype=np.float32)
-        rows[stay] = trained[order]
-        if new:
-            fitted = about.map(trained, about.trained, seed)
-            rows[new], told[key] = fitted.rows(wanted, scale), fitted.told
-        result[key] = torch.from_numpy(rows).to(values.dtype)
-    return result, {"new_tokens": len(new), "without_text": int((np.abs(wanted).sum(axis=1) == 0).sum()), **told}
+    if made.scheme == "semantic":
+        made = replace(made, fitted_on=split.train_hash)
+    add_identifier_tokens(tokenizer, made)
+    frames = old.tokenization().frames
+    return made, Tokenization(tokenizer, made, data.items, max_length=recipe.max_length, frames=frames)
 
 
 def _model(old: Adapter, recipe: Recipe, base: bases.Base, tokens: Tokenization, rows: dict[str, torch.Tensor]) -> Any:
     """The model to be trained on, with all rows in it and, where there is LoRA, the trained LoRA on it."""
-    model = base.model(getattr(torch, recipe.dtype), quantised=recipe.tuning == "qlora")
-    ids = adapters.identifier_ids(tokens)
+    model, ids = tuning.load(recipe, base), adapters.identifier_ids(tokens)
     adapters.resize(model, len(tokens.tokenizer))
     adapters.set_rows(model, ids, rows)
     if recipe.tuning == "full":
         return model
     lora = PeftModel.from_pretrained(model, old.path, is_trainable=True, local_files_only=True)
-    train_rows(model, ids)
-    model.is_loaded_in_4bit = False  # TRL would round to bfloat16 what is trained.
-    return lora
+    return tuning.with_rows(lora, ids)
+
+
+def _extend(
+    old: Adapter, recipe: Recipe, base: bases.Base, data: _Data, compared: _Comparison
+) -> tuple[Tokenization, Any, dict[str, Any]]:
+    """An adapter with the new items, not trained on yet: its tokenization, its model, and what to tell of its rows.
+
+    The adapter as it was and as it is now are both measured.
+    """
+    texts = features.unit(features.text_vectors(features.text(data.both.items), TEXTS, recipe.seed))
+    identifiers, tokens = _extended(old, data.both, data.split, recipe, texts)
+    before, device = old.tokenization(), compared.device
+    model = old.model(before).to(device)
+    training.check_length(recipe, model, base.name)
+    compared.measure("old", model, before)
+    kept = load_file(old.path / "rows.safetensors")
+    known = TrainedTokens.of(old.identifiers, kept, texts[: data.before.items.height], data.old_split.train)
+    scale = {"scale": 1.0}
+    # Of codes and titles, the tokens that are new are few, and no item is named by them alone.
+    if old.identifiers.scheme == "atomic" and data.counts["items"] and known.enough:
+        shown = _drawn(data.old_split.valid, 300, recipe.seed, data.before.items.height)
+        engine = LocalEngine(model)
+        scale = matched_scale(
+            known, model, adapters.identifier_ids(before),
+            lambda: shown.lists(engine, before, old.prompt, data.before), data.counts["items"], recipe.seed,
+        )  # fmt: skip
+    rows, told = extended_rows(known, identifiers, texts, scale["scale"], recipe.seed)
+    model = _model(old, recipe, base, tokens, rows)
+    compared.measure("extended", model.to(device), tokens)
+    return tokens, model, {**told, **scale}
 
 
 # What was gained and what was forgotten
@@ -404,17 +261,44 @@ def _groups(old: Split, new: Split, items: int, count: int, seed: int) -> tuple[
     lengths[: len(old.truth.sequences)] = [len(sequence) for sequence in old.truth.sequences]
     later = new.truth.test_at[new.test.users] >= lengths[new.test.users]
     free = new.truth.valid_at[old.test.users] != old.truth.test_at[old.test.users]
-    parts = {"next period": (new.test, later), "old test cases": (old.test, free)}
-    made = {name: _drawn(cases, np.flatnonzero(keep), count, seed, items) for name, (cases, keep) in parts.items()}
-    return made, int((~free).sum())
+    parts = {"next period": new.test.take(np.flatnonzero(later)), "old test cases": old.test.take(np.flatnonzero(free))}
+    return {name: _drawn(cases, count, seed, items) for name, cases in parts.items()}, int((~free).sum())
 
 
-def _drawn(cases: Cases, chosen: NDArray[np.int64], count: int, seed: int, items: int) -> _Group:
-    """``count`` of the cases ``chosen`` (0: all); items from ``items`` on are new."""
-    if 0 < count < len(chosen):
-        chosen = np.sort(np.random.default_rng([seed, 6]).choice(chosen, count, replace=False))
-    part = Cases(cases.users[chosen], [cases.histories[case] for case in chosen], cases.targets[chosen])
+def _drawn(cases: Cases, count: int, seed: int, items: int) -> _Group:
+    """``count`` of the cases (0: all); items from ``items`` on are new."""
+    part = cases.take(cases.draw(count, [seed, 6]))
     return _Group(part, part.targets >= items)
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """Models on the same cases, and their lists: group -> model -> int32 [cases, K]."""
+
+    groups: dict[str, _Group]
+    data: Dataset
+    prompt: Prompt
+    device: str
+    lists: dict[str, dict[str, NDArray[np.int32]]]
+
+    def measure(self, label: str, model: Any, tokens: Tokenization) -> None:
+        engine = LocalEngine(model.get_base_model() if isinstance(model, PeftModel) else model)
+        with progress.bar(f"measuring the {label} adapter", len(self.groups)) as advance:
+            for name, group in self.groups.items():
+                self.lists.setdefault(name, {})[label] = group.lists(engine, tokens, self.prompt, self.data)
+                advance(1)
+
+    def periods(self) -> dict[str, Any]:
+        """``compare`` of every group, and of the cases of the next period whose target is new."""
+        result: dict[str, Any] = {}
+        for name, group in self.groups.items():
+            parts = {name: np.ones(len(group.cases), dtype=bool)}
+            if name == "next period":
+                parts[f"{name}, new items"] = group.new_items
+            for part, mask in parts.items():
+                chosen = {label: ranked[mask] for label, ranked in self.lists[name].items()}
+                result[part] = compare(group.cases.targets[mask], chosen) if mask.any() else {"cases": 0}
+        return result
 
 
 def compare(targets: NDArray[np.int32], lists: Mapping[str, NDArray[np.int32]]) -> dict[str, Any]:
@@ -432,17 +316,12 @@ def compare(targets: NDArray[np.int32], lists: Mapping[str, NDArray[np.int32]]) 
     last = list(values)[-1]
     return {
         "cases": len(targets),
-        "models": {name: {key: _interval(value) for key, value in row.items()} for name, row in values.items()},
+        "models": {name: {key: metrics.interval(value) for key, value in row.items()} for name, row in values.items()},
         "changes": {
-            name: {key: _interval(values[last][key] - value) for key, value in row.items()}
+            name: {key: metrics.interval(values[last][key] - value) for key, value in row.items()}
             for name, row in values.items() if name != last
         },
     }  # fmt: skip
-
-
-def _interval(values: NDArray[np.float64]) -> dict[str, float]:
-    low, high = metrics.bootstrap(values)
-    return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -476,6 +355,7 @@ def _recipe(old: Adapter, where: str, assignments: Sequence[str]) -> Recipe:
     table["walks"] = {**table["walks"], "alone": 0.0}
     before = from_table(Recipe, table, where)
     changed = from_table(Recipe, override(as_table(before), assignments), "update")
+    training_options(changed.training)
     for key in _FIXED:
         if getattr(before, key) != getattr(changed, key):
             raise ConfigError(
@@ -491,7 +371,49 @@ def _recipe(old: Adapter, where: str, assignments: Sequence[str]) -> Recipe:
             'update: the adapter was trained with ties = "shuffled", which would be drawn again with more events, and '
             'what was held out could come into training. Train it with ties = "file".'
         )
+    missing = [name for name in _names(changed) if name not in old.prompts]
+    if missing:
+        raise ConfigError(f"{old.path} has no prompt {missing[0]!r}, which its recipe names. Train it again.")
     return changed
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """Of the prompts, in the order of the tasks."""
+    return [Path(task.prompt).stem for task in recipe.tasks]
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """What an update goes on from and with.
+
+    Attributes:
+        before, old_split: What the adapter was trained on.
+        both, split: Both logs.
+        fresh: What is trained of ``split``.
+        counts: As ``combine`` gives them.
+        not_validated: Ids of the users whose validation case ``split`` lacks, since its target was trained on.
+    """
+
+    before: Dataset
+    old_split: Split
+    both: Dataset
+    split: Split
+    fresh: Fresh
+    counts: dict[str, int]
+    not_validated: list[str]
+
+    @property
+    def told(self) -> list[str]:
+        """What came in, in words."""
+        new = self.counts
+        told = [
+            f"{new['interactions']:,} new interactions, {new['users']:,} new users, {new['items']:,} new items",
+            f"left out: {new['repeated']:,} interactions that are in the old log, {new['late']:,} older than the last "
+            "old one of their user",
+        ]
+        if self.not_validated:
+            told.append(f"no validation case: {len(self.not_validated):,} users whose target of it was trained on")
+        return told
 
 
 def _old_data(old: Adapter, root: Path, recipe: Recipe) -> tuple[Dataset, Split]:
@@ -514,12 +436,14 @@ def _old_data(old: Adapter, root: Path, recipe: Recipe) -> tuple[Dataset, Split]
             f"{old.path} was trained on other interactions ({old.manifest['fitted_on']}) than the training part of "
             f"its split ({split.train_hash}). Train it again."
         )
-    return data, split
+    return data, split.without_validation(old.not_validated)
 
 
 def _fresh(old: Split, new: Split, replay: float) -> Fresh:
     known, held = np.zeros(len(new.train), dtype=np.int64), np.full(len(new.train), -1, dtype=np.int64)
     known[: len(old.train)], held[: len(old.train)] = old.truth.train_ends, old.truth.test_at
+    if new.protocol["split"] == "leave_one_out":
+        known = np.minimum(known, new.truth.train_ends)  # See _not_validated.
     back = np.flatnonzero(new.truth.train_ends < known)
     if len(back):
         raise LeakError(
@@ -534,6 +458,45 @@ def _fresh(old: Split, new: Split, replay: float) -> Fresh:
             "docs/update.md."
         )
     return made
+
+
+def _not_validated(old: Split, new: Split, before: Collection[str]) -> list[str]:
+    """Ids of the users whose validation target was trained on.
+
+    With leave-one-out, users of fewer than 3 events train only: of 2 old events and a new one, the second was a target
+    and is for validation now. Test targets never were any. ``before`` are those users of the old adapter itself.
+    """
+    already = np.array([user in before for user in old.truth.user_ids], dtype=bool)
+    trained = np.where(already, old.truth.valid_at + 1, old.truth.train_ends)
+    at = new.truth.valid_at[: len(trained)]
+    return [old.truth.user_ids[user] for user in np.flatnonzero((at >= 0) & (at < trained))]
+
+
+def _data(old: Adapter, root: Path, recipe: Recipe, replay: float, *files: Any, **options: Any) -> _Data:
+    """Read and check everything; ``files`` and ``options`` go to ``combine``."""
+    before, old_split = _old_data(old, root, recipe)
+    both, counts = combine(before, *files, **options)
+    split = both.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
+    fresh = _fresh(old_split, split, replay)
+    left_out = _not_validated(old_split, split, set(old.not_validated))
+    validated = split.without_validation(left_out)
+    if len(split.valid) and not len(validated.valid):
+        raise DataError(
+            f"no validation case is left to tell which weights to keep: the targets of all {len(split.valid)} were "
+            "trained on, as the second of two events. Wait for more interactions, or train anew: genrec train."
+        )
+    return _Data(before, old_split, both, validated, fresh, counts, left_out)
+
+
+def _is_written(data: Dataset, path: Path, overwrite: bool) -> bool:
+    """Whether ``path`` is the data set already; refuses another one unless it is to be replaced."""
+    try:
+        same = path.exists() and Dataset.load(path).hash == data.hash
+    except DataError:
+        same = False
+    if path.exists() and not same and not overwrite:
+        raise StorageError(f"{path} exists already and is another data set. Pass --overwrite, or --data-out.")
+    return same and not overwrite
 
 
 def update(
@@ -553,7 +516,9 @@ def update(
 ) -> Path:
     """Train an adapter on with what came later, and write ``adapters/NAME`` and the data set of both logs.
 
-    The report is in ``genrec.json`` of the new adapter, under "update". The old adapter and its data set stay.
+    The report is in ``genrec.json`` of the new adapter, under "update". The old adapter and its data set stay. Both
+    folders are written at the end, the data set just before the adapter takes its name; where a process is killed
+    between the two, ``resume`` (with ``overwrite``, where an adapter is to be replaced) writes the adapter.
 
     Args:
         adapter: The folder of an adapter, LoRA or whole.
@@ -572,121 +537,61 @@ def update(
         The new adapter's folder.
 
     Raises:
-        ConfigError, DataError, AdapterError, LeakError: See their messages. Nothing is written.
-        StorageError: An adapter or another data set is there, or the disk refused.
+        ConfigError, DataError, AdapterError, LeakError: See their messages. Neither folder is written.
+        StorageError: An adapter, an interrupted run or another data set is there, or the disk refused.
     """
     if not 0 <= replay < np.inf or cases < 0:
         raise ConfigError(f"update: replay is {replay} and cases is {cases}. Both are at least 0.")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ConfigError(
+            f"update: a launcher started {processes} processes (WORLD_SIZE), and an update runs in one. Run it "
+            "without `accelerate launch` or `torchrun`."
+        )
     old = Adapter.load(adapter)
     root = workspace_of(old.path)
     name = name or f"{old.path.name}-updated"
     if not old.manifest["recipe"]:
         raise ConfigError(f"{old.path} has no recipe to go on with. Train it again.")
     recipe = _recipe(old, str(old.path), assignments)
-    out = root / "adapters" / name
-    data_out = data_out or f"{recipe.data}-updated"
-    for given, kept in ((out, old.path), (root / data_out, root / recipe.data)):
+    target = root / (data_out or f"{recipe.data}-updated")
+    for given, kept in ((root / "adapters" / name, old.path), (target, root / recipe.data)):
         if given.resolve() == kept.resolve():
             raise ConfigError(f"update: {kept} is what is updated, and stays as it is. Choose another name.")
-    if out.exists() and not overwrite:
-        raise StorageError(f"{out} exists already. Pass --overwrite to replace it, or --name to keep both.")
-    before, old_split = _old_data(old, root, recipe)
-    data, counts = combine(before, interactions, items, users, name=Path(data_out).name, **options)
-    told = [
-        f"{counts['interactions']:,} new interactions, {counts['users']:,} new users, {counts['items']:,} new items",
-        f"left out: {counts['repeated']:,} interactions that are in the old log, {counts['late']:,} older than the "
-        "last old one of their user",
-    ]
-    progress.say("; ".join(told))
-    recipe = replace(recipe, data=data_out)
-    split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
-    fresh = _fresh(old_split, split, replay)
-    groups, validating = _groups(old_split, split, before.items.height, cases, recipe.seed)
-
+    training.beginning(name, root, overwrite=overwrite, resume=resume)
+    data = _data(old, root, recipe, replay, interactions, items, users, name=target.name, **options)
+    written = _is_written(data.both, target, overwrite)
+    progress.say("; ".join(data.told))
     if old.tuning == "full":
         base = bases.find(str(old.path.absolute().relative_to(root)), root)
-        recipe = replace(recipe, base=base.name)
     else:
         base = replace(old.base, name=old.manifest["base"]["name"])
-    words = features.text(data.items)
-    texts = features.unit(features.text_vectors(words, TEXTS, recipe.seed))
-    identifiers = _extended(old, data, split, recipe, texts)
-    about = _OldTokens.of(old.identifiers, texts[: before.items.height], old_split.train)
-    before_tokens = old.tokenization()
-    tokenizer = bases.Base(old.path.name, old.path).tokenizer()
-    add_identifier_tokens(tokenizer, identifiers)
-    tokens = Tokenization(
-        tokenizer, identifiers, data.items, max_length=recipe.max_length, frames=before_tokens.frames
-    )  # fmt: skip
-    if training.is_main():
-        _write(data, root / data_out, overwrite)
-
-    lists: dict[str, dict[str, NDArray[np.int32]]] = {group: {} for group in groups}
+    recipe = replace(recipe, data=data_out or f"{recipe.data}-updated", base=base.name)
+    groups, validating = _groups(data.old_split, data.split, data.before.items.height, cases, recipe.seed)
     device = "cuda" if torch.cuda.is_available() and not recipe.training.get("use_cpu") else "cpu"
-
-    def measure(label: str, model: Any, tokens: Tokenization) -> None:
-        engine = LocalEngine(model.get_base_model() if isinstance(model, PeftModel) else model)
-        with progress.bar(f"measuring the {label} adapter", len(groups)) as advance:
-            for group, found in groups.items():
-                lists[group][label] = found.lists(engine, tokens, old.prompt, data)
-                advance(1)
-
-    model = old.model(before_tokens).to(device)
-    if training.is_main():
-        measure("old", model, before_tokens)
-    # Of codes and titles, the tokens that are new are few, and no item is named by them alone.
-    scale = {"scale": 1.0}
-    if old.identifiers.scheme == "atomic" and counts["items"] and len(about.trained) >= 4 * 5:
-        drawn = _drawn(old_split.valid, np.arange(len(old_split.valid)), 300, recipe.seed, before.items.height)
-        scale = _scale(old, model, before_tokens, about, drawn, data, counts["items"], recipe.seed)
-    rows, regression = extended_rows(old, identifiers, texts, about, scale["scale"], recipe.seed)
-    model = _model(old, recipe, base, tokens, rows)
-    if training.is_main():
-        measure("extended", model.to(device), tokens)
+    compared = _Comparison(groups, data.both, old.prompt, device, {})
+    tokens, model, rows = _extend(old, recipe, base, data, compared)
 
     def report(trained: Any) -> dict[str, Any]:
-        measure("updated", trained, tokens)
-        periods: dict[str, Any] = {}
-        for group, found in groups.items():
-            parts = {group: np.ones(len(found.cases), dtype=bool)}
-            if group == "next period":
-                parts[f"{group}, new items"] = found.new_items
-            for part, mask in parts.items():
-                chosen = {label: ranked[mask] for label, ranked in lists[group].items()}
-                periods[part] = compare(found.cases.targets[mask], chosen) if mask.any() else {"cases": 0}
+        compared.measure("updated", trained, tokens)
         return {
             "adapter": old.path.name,
             "hash": old.hash,
-            "new": counts,
-            "rows": {**regression, **scale},
+            "new": data.counts,
+            "rows": rows,
             "replay": replay,
             "rule": RULE,
             "old_test_cases_that_validate_now": validating,
-            "notes": [*told, RULE],
-            "periods": periods,
+            "not_validated": data.not_validated,
+            "notes": [*data.told, RULE],
+            "periods": compared.periods(),
         }
 
-    by_name = {Path(task.prompt).stem: task.prompt for task in recipe.tasks}
-    missing = [name for name in by_name if name not in old.prompts]
-    if missing:
-        raise ConfigError(f"{old.path} has no prompt {missing[0]!r}, which its recipe names. Train it again.")
     prepared = training.Prepared(
-        base=base, prompts=[old.prompts[name] for name in by_name], tokenization=tokens, model=model, fresh=fresh,
-        told={"adapter": old.hash, "replay": replay}, report=report,
+        base=base, prompts=[old.prompts[name] for name in _names(recipe)], tokenization=tokens, model=model,
+        split=data.split, fresh=data.fresh, told={"adapter": old.hash, "replay": replay}, report=report,
+        write=lambda: None if written else data.both.save(target, overwrite=overwrite),
     )  # fmt: skip
     return training.train(
-        recipe, data, name=name, workspace=root, overwrite=overwrite, resume=resume, prepared=prepared
+        recipe, data.both, name=name, workspace=root, overwrite=overwrite, resume=resume, prepared=prepared
     )  # fmt: skip
-
-
-def _write(data: Dataset, path: Path, overwrite: bool) -> None:
-    """Write the data set, unless it is there already, of an update that did not come to its end."""
-    if path.exists() and not overwrite:
-        try:
-            same = Dataset.load(path).hash == data.hash
-        except DataError:
-            same = False
-        if not same:
-            raise StorageError(f"{path} exists already and is another data set. Pass --overwrite, or --data-out.")
-        return
-    data.save(path, overwrite=overwrite)

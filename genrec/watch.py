@@ -20,14 +20,23 @@ from genrec.checkpoints import Checkpoint
 from genrec.errors import DecodingError, GenrecError
 
 
-def diverged(step: int, run: Path | None) -> GenrecError:
-    """The error of a run whose loss or weights are no finite numbers any more; ``run`` is where its checkpoints are."""
+def diverged(step: int, run: Path | None, rate: float) -> GenrecError:
+    """The error of a run whose loss or weights are no finite numbers any more.
+
+    Args:
+        step: Steps done.
+        run: Where its checkpoints are.
+        rate: Its training.learning_rate.
+    """
     kept = checkpoints.newest(run) if run is not None else None
-    begin = "" if kept is None else f" and begin again with --overwrite; {kept} holds the last good weights"
-    return GenrecError(
-        f"the loss was no finite number any more after {step} steps. Nothing was written. "
-        f"Lower training.learning_rate (a tenth of it is a good next try) or lengthen warmup_steps{begin}."
-    )
+    lower = f"training.learning_rate={rate / 10:g}"
+    advice = f"Lower training.learning_rate ({lower} is a good next try) or lengthen warmup_steps."
+    if kept is not None:
+        advice = (
+            f"{kept} holds the last good weights. Go on from them with --resume {lower}, "
+            "or begin again with --overwrite and a lower rate or longer warmup_steps."
+        )
+    return GenrecError(f"the loss was no finite number any more after {step} steps. Nothing was written. {advice}")
 
 
 class Board:
@@ -81,6 +90,7 @@ class Watch(transformers.TrainerCallback):
         curve: Every evaluation: step, epoch, seconds, ndcg@10, recall@10.
         losses: Every ``logging_steps``: step, loss per trained token, the same per task, learning_rate.
         best: The entry of ``curve`` whose weights are kept.
+        changes: What a run that went on changed: the step, and the old and new values by key.
     """
 
     def __init__(
@@ -106,17 +116,20 @@ class Watch(transformers.TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.losses: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
+        self.changes: list[dict[str, Any]] = []
         self.weights: dict[str, torch.Tensor] = {}
         self.sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # Loss and tokens since the last entry.
+        self.parts: list[torch.Tensor] = []  # Of ``sums``, float32 where the model is; fetched when they are needed.
         self.stopped, self.rate, self.done, seconds = False, math.nan, 0, 0.0
+        self.learning_rate = math.nan
         self.optimizer: Any = None
         self.scheduler: Any = None
         self.scaler: Any = None
-        self.device: Any = "cpu"
         if start is not None:
             kept = start.watch
             self.done, self.curve, self.losses = start.step, kept["curve"], kept["losses"]
             self.best = next(entry for entry in self.curve if entry["step"] == kept["best"])
+            self.changes = kept["changes"]
             self.weights = start.best or start.weights
             self.stopped, self.rate, seconds = kept["stopped"], kept["rate"], kept["seconds"]
             if main:  # They are those of all processes.
@@ -126,9 +139,19 @@ class Watch(transformers.TrainerCallback):
 
     def add(self, tasks: torch.Tensor, losses: torch.Tensor) -> None:
         """Note the losses of trained tokens, float [tokens], and the task of each, int [tokens]."""
-        tasks = tasks.cpu()
-        self.sums[:, 0].index_add_(0, tasks, losses.detach().double().cpu())
-        self.sums[:, 1].index_add_(0, tasks, torch.ones(len(tasks), dtype=torch.float64))
+        told = torch.stack([losses.detach().float(), torch.ones_like(losses, dtype=torch.float32)], dim=1)
+        self.parts.append(told.new_zeros(len(self.tasks), 2).index_add_(0, tasks, told))
+
+    def summed(self) -> torch.Tensor:
+        """Loss and tokens of each task since the last entry, of all processes: float64 [tasks, 2], on the CPU."""
+        if self.parts:
+            for part in torch.stack(self.parts).cpu().double():
+                self.sums += part
+            self.parts.clear()
+        state = PartialState()
+        if state.num_processes == 1:
+            return self.sums.clone()
+        return reduce(self.sums.to(state.device), "sum").cpu()
 
     def look(self, step: int, epoch: float) -> None:
         """Evaluate, and keep the weights if they are the best so far."""
@@ -139,7 +162,7 @@ class Watch(transformers.TrainerCallback):
             except DecodingError as error:
                 if step == 0:
                     raise
-                raise diverged(step, self.run) from error
+                raise diverged(step, self.run, self.learning_rate) from error
         broadcast_object_list(found)
         assert found[0] is not None
         seconds = round(time.perf_counter() - self.began, 1)
@@ -152,7 +175,7 @@ class Watch(transformers.TrainerCallback):
 
     def tell(self, step: int) -> None:
         """Make an entry of the losses since the last one."""
-        sums = reduce(self.sums.to(self.device), "sum").cpu()
+        sums = self.summed()
         self.sums.zero_()
         loss, tokens = sums.sum(dim=0).tolist()
         if not tokens:
@@ -166,8 +189,8 @@ class Watch(transformers.TrainerCallback):
         """Write a checkpoint."""
         weights = checkpoints.trained(self.model)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise diverged(step, self.run)
-        sums = reduce(self.sums.to(self.device), "sum").tolist()
+            raise diverged(step, self.run, self.learning_rate)
+        sums = self.summed().tolist()
         states = gather_object([checkpoints.random_state()])
         if self.main and self.run is not None:
             checkpoints.save(self.run, self._checkpoint(step, weights, sums, states))
@@ -182,6 +205,7 @@ class Watch(transformers.TrainerCallback):
             "rate": self.rate,
             "seconds": time.perf_counter() - self.began,
             "sums": sums,
+            "changes": self.changes,
         }
         return Checkpoint(
             step=step,
@@ -190,7 +214,6 @@ class Watch(transformers.TrainerCallback):
             weights=weights,
             best={} if self.best["step"] == step else self.weights,
             optimizer=checkpoints.optimizer_state(self.optimizer, self.model),
-            rates=[float(group["lr"]) for group in self.optimizer.param_groups],
             scheduler=self.scheduler.state_dict(),
             scaler={} if self.scaler is None else self.scaler.state_dict(),
             random=states,
@@ -201,12 +224,12 @@ class Watch(transformers.TrainerCallback):
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
         self.optimizer, self.scheduler = optimizer, lr_scheduler
-        self.device = getattr(args, "device", "cpu")
+        self.learning_rate = getattr(args, "learning_rate", math.nan)
         if self.start is None:
             self.look(0, 0.0)
             return
-        checkpoints.set_optimizer_state(optimizer, self.model, self.start.optimizer, self.start.rates)
-        lr_scheduler.load_state_dict(self.start.scheduler)
+        checkpoints.set_optimizer_state(optimizer, self.model, self.start.optimizer)
+        checkpoints.set_schedule(lr_scheduler, self.start.scheduler)
         if self.scaler is not None:
             self.scaler.load_state_dict(self.start.scaler)
 
@@ -231,8 +254,8 @@ class Watch(transformers.TrainerCallback):
         self.advance(1, note=f"NDCG@10 {self.curve[-1]['ndcg@10']:.4f} (best {self.best['ndcg@10']:.4f})")
 
     def finish(self, step: int) -> None:
-        """Put the best weights back into the model. A run shorter than the steps between two entries has one entry."""
-        if not self.losses and self.tasks:
+        """Make an entry of the losses since the last one, and put the best weights back into the model."""
+        if self.tasks:
             self.tell(step)
         checkpoints.set_trained(self.model, self.weights)
 

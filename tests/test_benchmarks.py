@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 import transformers as hf
@@ -16,10 +17,11 @@ from genrec.benchmarks import decode as benchmarks
 from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
 from genrec.cli import app
+from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
 from genrec.errors import AdapterError, ConfigError
-from genrec.prompts import Prompt
+from genrec.prompts import ItemRef, Prompt
 
 ROOT = Path(__file__).parent.parent
 
@@ -307,11 +309,46 @@ def test_time_is_over_when_it_is_over_and_validation_takes_none(monkeypatch: pyt
     assert watch.found == [106.0, 212.0]  # After 6 and 12 seconds of training.
 
 
-@pytest.mark.parametrize("name", ["title_to_item", "item_to_title"])
+@pytest.mark.parametrize("name", list(train_benchmark.QUESTIONS))
 def test_the_questions_are_the_shipped_ones(name: str) -> None:
     shipped, own = Prompt.load(ROOT / "prompts" / f"{name}.jinja"), Prompt.parse(train_benchmark.QUESTIONS[name], name)
     assert shipped.blocks == own.blocks
     assert shipped.reads == own.reads
-    item = {"title": "Heat", "identifier": "<|1|>"}
-    assert shipped.render("user", item=item) == own.render("user", item=item)
-    assert shipped.render("assistant", item=item) == own.render("assistant", item=item)
+    item = {"title": "Heat", "identifier": ItemRef(1)}
+    past = [{"title": "Alien", "identifier": ItemRef(2)}, item]
+    assert shipped.render("user", item=item, history=past) == own.render("user", item=item, history=past)
+    for rating in (3.0, 4.0):
+        answers = [prompt.render("assistant", item=item, event={"rating": rating}) for prompt in (shipped, own)]
+        assert answers[0] == answers[1]
+
+
+def test_padding_is_measured_with_questions_of_every_kind(tmp_path: Path) -> None:
+    log = train_benchmark.random_log(40, 30, 4, 30)
+    rated = log.interactions.with_columns(rating=(pl.int_range(pl.len()) % 5 + 1).cast(pl.Float32))
+    size = train_benchmark.Size("tiny", width=16, layers=1, max_length=64, batch=4, steps=2)
+    asked = []
+    for number, interactions in enumerate((log.interactions, rated)):
+        data = Dataset.from_frames(interactions, log.items, name="some")
+        setup = train_benchmark._setup(size, data, tmp_path / str(number), questions=True)
+        asked.append([prompt.name for prompt in setup.prompts])
+        found = {row.what: row for row in train_benchmark._padding(setup, 1, "wall", 3)}
+        assert found["relative difference of the losses"].met
+        assert found["padding in the trainer's order"].goal
+        assert all(name in found["padding in the trainer's order"].setting for name in asked[-1])
+    assert asked[0] == ["next_item", "title_to_item", "item_to_title", "titles_to_item"]
+    assert asked[1] == [*asked[0], "click"]
+
+
+def test_all_sides_of_a_lora_step_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = train_benchmark.random_log(24, 30, 4, 20)
+    size = train_benchmark.Size("tiny", width=16, layers=1, max_length=24, batch=2, steps=2)
+    setup = train_benchmark._setup(size, log, tmp_path, "lora")
+    built = []
+    own = train_benchmark.with_own_rows
+    monkeypatch.setattr(train_benchmark, "with_own_rows", lambda setup: built.append(own(setup)) or built[-1])
+    monkeypatch.setattr(train_benchmark, "with_peft_rows", None)  # Of the part `rows` alone.
+    rows = train_benchmark._step(setup, 1, "wall")
+    assert len(built) == 4
+    names = [[name for name, value in one.named_parameters() if value.requires_grad] for one in built]
+    assert names == [names[0]] * 4
+    assert next(row for row in rows if "difference of the losses" in row.what).met

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from genrec import checkpoints, files
@@ -25,7 +27,6 @@ def made(step: int = 5) -> Checkpoint:
         weights=weights,
         best={name: value + 1 for name, value in weights.items()},
         optimizer={"a.weight": {"step": torch.tensor(3.0), "exp_avg": torch.ones(3, 2)}, "b": {"step": 3, "RMS": 0.1}},
-        rates=[0.1 + 0.2, 1e-30],
         scheduler={"last_epoch": 5, "_last_lr": [0.1 + 0.2]},
         scaler={},
         random=[checkpoints.random_state(), checkpoints.random_state()],
@@ -112,6 +113,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str, how: str) -> N
         checkpoints.load(path.parent)
 
 
+@pytest.mark.parametrize("there", ["0", "none"])
+def test_a_checkpoint_of_another_format_is_no_damaged_one(tmp_path: Path, there: str) -> None:
+    checkpoints.save(tmp_path, made())
+    path = tmp_path / "step-00000005" / "state.json"
+    text = path.read_text()
+    assert '"format_version": 1, ' in text
+    path.write_text(text.replace('"format_version": 1, ', '"format_version": 0, "more": 1, ' if there == "0" else ""))
+    with pytest.raises(
+        StorageError, match=r"is a checkpoint of format (0|None), and this genrec goes on from format 1"
+    ):
+        checkpoints.load(path.parent)
+
+
 def test_another_run_is_refused_by_the_key_that_differs() -> None:
     path = Path("runs/shop/step-00000005")
     there = {"recipe": {"training": {"learning_rate": 1e-3}, "k": [1, 2]}, "data": "a" * 64}
@@ -123,6 +137,12 @@ def test_another_run_is_refused_by_the_key_that_differs() -> None:
         checkpoints.check(path, there, {**there, "data": "b" * 64})
     with pytest.raises(ConfigError, match=r"made with recipe\.k = \[1, 2\], and this run has null"):
         checkpoints.check(path, there, {**there, "recipe": {"training": {"learning_rate": 1e-3}}})
+    assert checkpoints.check(path, there, there, ["recipe.training"]) == {}
+    changed = {"recipe.training.learning_rate": [1e-3, 1e-4]}
+    assert checkpoints.check(path, there, other, ["recipe.training"]) == changed
+    assert checkpoints.check(path, there, other, ["recipe.training.learning_rate"]) == changed
+    with pytest.raises(ConfigError, match=r"recipe\.training\.learning_rate = "):
+        checkpoints.check(path, there, other, ["recipe.training.learning", "recipe.k"])
 
 
 def optimizers() -> list[Any]:
@@ -134,21 +154,25 @@ def optimizers() -> list[Any]:
         lambda p: torch.optim.Adagrad(p, lr=0.1),
         lambda p: torch.optim.RMSprop(p, lr=0.1),
         lambda p: Adafactor(p, lr=0.1, scale_parameter=False, relative_step=False),
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
     ]
 
 
-@pytest.mark.parametrize("make", optimizers(), ids=["adamw", "sgd", "adagrad", "rmsprop", "adafactor"])
-def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("make", optimizers(), ids=["adamw", "sgd", "adagrad", "rmsprop", "adafactor", "fused"])
+def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: Any, dtype: torch.dtype) -> None:
+    """Adafactor keeps float32 of bfloat16 weights."""
+
     def model() -> torch.nn.Module:
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).to(dtype)
 
     def groups(net: torch.nn.Module) -> list[dict[str, Any]]:  # Not in the model's own order.
         return [{"params": [net[1].weight, net[0].weight]}, {"params": [net[1].bias, net[0].bias], "lr": 0.01}]
 
     def steps(net: torch.nn.Module, optimizer: Any, count: int) -> None:
         for _ in range(count):
-            net(torch.rand(5, 4)).square().sum().backward()
+            net(torch.rand(5, 4).to(dtype)).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -166,7 +190,41 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened(tmp_path: Path, make: A
     again = model()
     checkpoints.set_trained(again, loaded.weights)
     fresh = make(groups(again))
-    checkpoints.set_optimizer_state(fresh, again, loaded.optimizer, [0.1, 0.01])
+    checkpoints.set_optimizer_state(fresh, again, loaded.optimizer)
+    assert same(checkpoints.optimizer_state(fresh, again), kept.optimizer)
     checkpoints.set_random_state(state)
     steps(again, fresh, 4)
     assert same(checkpoints.trained(again), checkpoints.trained(whole))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine_with_min_lr", "polynomial", "constant", "inverse_sqrt"])
+def test_a_schedule_goes_on_at_its_rates_or_at_new_ones(kind: str) -> None:
+    more = {"cosine_with_min_lr": {"min_lr_rate": 0.1}}
+
+    def schedule(rate: float, groups: int = 2) -> tuple[Any, Any]:
+        parameters = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate / (1 + n)} for n in range(groups)]
+        optimizer = torch.optim.SGD(parameters, lr=rate)
+        made_ = transformers.get_scheduler(
+            kind, optimizer, num_warmup_steps=2, num_training_steps=9, scheduler_specific_kwargs=more.get(kind)
+        )
+        return optimizer, made_
+
+    def rates(optimizer: Any, scheduler: Any, steps: int) -> list[list[float]]:
+        found = []
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+            found.append([group["lr"] for group in optimizer.param_groups])
+            assert found[-1] == scheduler.get_last_lr()
+        return found
+
+    optimizer, scheduler = schedule(0.3)
+    rates(optimizer, scheduler, 4)
+    state = json.loads(json.dumps(scheduler.state_dict()))
+    for new, groups in ((0.3, 2), (0.003, 2), (0.003, 1)):
+        whole, there = schedule(new, groups), schedule(new, groups)
+        before = rates(*whole, 4)[-1]
+        checkpoints.set_schedule(there[1], state)
+        assert [group["lr"] for group in there[0].param_groups] == before
+        assert there[1].get_last_lr() == before
+        assert rates(*there, 4) == rates(*whole, 4)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from genrec import base, features
 from genrec.config import Recipe, Task, WalkRecipe
-from genrec.curriculum import HISTORY, ITEM, WALK, Plan, Rows, bucketed, plan, windows
+from genrec.curriculum import HISTORY, ITEM, WALK, Fresh, Plan, Rows, bucketed, plan, windows
 from genrec.errors import ConfigError, DataError, PromptError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
@@ -372,6 +372,74 @@ def test_a_small_opening_is_one_epoch_and_not_none(alone: float, epochs: int, op
     made, _ = make([NEXT], epochs=epochs, walks=WalkRecipe(alone=alone))
     alone_in = set(range(epochs)) - {epoch for epoch, kind in counts(made, 0, 2) if kind == HISTORY}
     assert alone_in == set(range(opening))
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_second_sequence_prompt_of_weight_one_predicts_every_event_once_too(text: bool) -> None:
+    second = Prompt.parse(NEXT.source.replace("}}", "}};") if text else NEXT.source, "second")
+    length = 128 if text else 16  # Of one window each, or of several.
+    made, _ = make([NEXT, second], [1.0, 1.0], epochs=3, length=length)
+    expected = {(epoch, user, event): 1 for epoch in range(3) for user in range(8) for event in range(len(TRAIN[user]))}
+    assert targets(made, 0) == targets(made, 1) == expected
+
+
+def test_windows_of_a_second_sequence_prompt_come_again_when_all_have_come() -> None:
+    made, _ = make([NEXT, WITH_USER], [1.0, 2.5], epochs=1, length=128)
+    again = Counter(row[3] for row in made.table.tolist() if row[1] == 1)
+    assert set(again) == {user for user in range(8) if len(TRAIN[user])}
+    assert again.total() == round(2.5 * ACTIVE)
+    assert set(again.values()) == {2, 3}
+
+
+def test_a_weight_that_rounds_to_no_row_makes_none() -> None:
+    made, _ = make([NEXT, TO_ITEM], [1.0, 0.01])
+    assert {task for (task,) in counts(made, 1)} == {0}
+
+
+TITLES = Prompt.parse(
+    "{% block user %}{% for past in history %}{{ past.title }}{% if not loop.last %}; {% endif %}{% endfor %} next:"
+    "{% endblock %}{% block assistant %}{{ item.identifier }}{% endblock %}",
+    "titles",
+)
+
+
+@pytest.mark.parametrize(("scheme", "length"), [("atomic", 128), ("random", 96)])
+def test_batches_of_questions_about_histories_and_events_are_hardly_padded(scheme: str, length: int) -> None:
+    """Users as in a shop: most of a few events, some of very many."""
+    rng = np.random.default_rng(1)
+    train = [rng.integers(0, N_ITEMS, 2 + int(rng.pareto(1.2) * 3) % 150).astype(np.int32) for _ in range(300)]
+    events = pl.DataFrame({"rating": rng.integers(1, 6, sum(map(len, train))).astype(np.float32)})
+    tokens, users = tokenization(length, scheme), [USERS[0]] * len(train)
+    for prompts in ([NEXT, TITLES, TO_ITEM], [NEXT, CLICK], [NEXT, TO_TITLE, TITLES, CLICK]):
+        made = plan(
+            recipe(1.0, *[2.0] * (len(prompts) - 1), max_length=length), prompts, tokens, train, None, users,
+            epochs=1, batch_size=8, events=events,
+        )  # fmt: skip
+        rows = Rows(made, prompts, tokens, train, users, events=events)
+        sizes = np.array([len(rows.row(number).ids) for number in range(len(rows) // 8 * 8)])
+        assert sizes.max() <= length
+        assert 1 - sizes.sum() / (8 * sizes.reshape(-1, 8).max(axis=1).sum()) < 0.1
+
+
+def test_fresh_questions_ask_for_all_new_events_before_one_again() -> None:
+    known = np.array([len(history) // 2 for history in TRAIN])
+    held = np.full(len(TRAIN), -1)
+    held[3] = len(TRAIN[3]) - 1
+    fresh = Fresh(known, held, 0.25)
+    for prompt, task in ((FROM_HISTORY, "history"), (CLICK, "event")):
+        made = plan(
+            recipe(1.0, 20.0), [NEXT, prompt], tokenization(64), TRAIN, None, USERS,
+            epochs=1, batch_size=4, events=RATED.with_columns(rating=pl.lit(4.0)), fresh=fresh,
+        )  # fmt: skip
+        assert prompt.subject == task
+        asked = Counter((row[3], row[5] - 1) for row in made.table.tolist() if row[1] == 1)
+        new = {(user, event) for user in range(8) for event in range(known[user], len(TRAIN[user]))} - {(3, held[3])}
+        old = {event: count for event, count in asked.items() if event not in new}
+        assert all(event < known[user] for user, event in old)
+        assert sum(old.values()) == round(asked.total() * 0.2)
+        again = [asked[event] for event in new]
+        assert min(again) >= 1
+        assert max(again) - min(again) <= 1
 
 
 # Rows

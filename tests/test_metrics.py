@@ -170,3 +170,9 @@ def test_coverage() -> None:
     assert metrics.coverage(recommended, 1, 8) == 2 / 8
     assert metrics.coverage(recommended, 2, 8) == 3 / 8
     assert metrics.coverage(recommended, 9, 8) == 4 / 8
+
+
+def test_interval_is_the_mean_and_its_bootstrap() -> None:
+    values = np.array([True, False, False, True, True])
+    low, high = metrics.bootstrap(values)
+    assert metrics.interval(values) == {"mean": 0.6, "low": low, "high": high}

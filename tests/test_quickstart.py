@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import genrec
-from genrec import evaluation, quickstart, readers, training
+from genrec import checkpoints, evaluation, quickstart, readers, training
 from genrec.adapter import Adapter
 from genrec.errors import AdapterError, ConfigError
 from genrec.quickstart import NAME, Result
@@ -193,6 +193,41 @@ def test_stopped_between_training_and_evaluation(again: Path, monkeypatch: pytes
         with pytest.raises(KeyboardInterrupt):
             quickstart.run(again)
     assert quickstart.run(again).reused == ["data", "base", f"{NAME}-base", NAME]
+
+
+def test_stopped_in_training_goes_on_unless_the_recipe_changed(
+    again: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = again / "adapters" / f"{NAME}.toml", again / "runs" / NAME
+    edit(recipe, "r = 16", "r = 4")
+    save = checkpoints.save
+
+    def stop(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    def interrupt() -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "save", stop)
+            with pytest.raises(KeyboardInterrupt):
+                quickstart.run(again)
+        newest = checkpoints.newest(run)
+        assert newest is not None
+        capsys.readouterr()
+        return newest.name
+
+    name = interrupt()
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("trained, and that is enough"))
+    with pytest.raises(pytest.fail.Exception):
+        quickstart.run(again)
+    assert f"going on from {run / name}" in capsys.readouterr().err
+    edit(recipe, "r = 4", "r = 8")
+    name = interrupt()
+    edit(recipe, "r = 8", "r = 2")
+    with pytest.raises(pytest.fail.Exception):
+        quickstart.run(again)
+    assert f"the interrupted run in {run} is thrown away at {name}" in capsys.readouterr().err
+    assert checkpoints.newest(run) is None
 
 
 def test_changed_spec_evaluates_again(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,9 @@ class Stop(Exception):
     pass
 
 
-def interrupt(root: Path, monkeypatch: pytest.MonkeyPatch, step: int, *changes: str) -> None:
+def interrupt(
+    root: Path, monkeypatch: pytest.MonkeyPatch, step: int, *changes: str, recipe: str = "lora", **options: Any
+) -> None:
     """A run that ends right after the checkpoint of ``step``."""
     save = checkpoints.save
 
@@ -173,7 +175,7 @@ def interrupt(root: Path, monkeypatch: pytest.MonkeyPatch, step: int, *changes: 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save", stopping)
         with pytest.raises(Stop):
-            train(root, "lora", *changes)
+            train(root, recipe, *changes, **options)
 
 
 @pytest.mark.parametrize("step", [4, 10])
@@ -215,7 +217,7 @@ def test_an_interrupted_run_is_neither_overlooked_nor_mixed_up(
     with pytest.raises(StorageError, match=message):
         train(shop, "lora")
     for change, key in (
-        ("training.learning_rate=1e-4", r"recipe\.training\.learning_rate = 0\.01, and this run has 0\.0001"),
+        ("training.weight_decay=0.5", r"recipe\.training\.weight_decay = 0\.01, and this run has 0\.5"),
         ("seed=3", r"recipe\.seed = 0, and this run has 3"),
         ("base=adapters/random", r"recipe\.base = "),
     ):
@@ -227,12 +229,80 @@ def test_an_interrupted_run_is_neither_overlooked_nor_mixed_up(
     with pytest.raises(ConfigError, match=r"prompts\.title_to_item = "):
         train(shop, "lora", resume=True)
     prompt.write_text(before)
+    capsys.readouterr()
     train(shop, "lora", overwrite=True)
-    assert "nothing to resume" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing to resume" not in said
+    assert f"--overwrite: the interrupted run in {shop / 'runs' / 'killed'} is thrown away at step-00000004" in said
     train(shop, "lora", "training.max_steps=1", resume=True, name="new")
     assert "nothing to resume in" in (told := capsys.readouterr().err)
     assert "starting from the beginning" in told
     assert content(shop / "adapters" / "killed") == content(train(shop, "lora", name="whole"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_adapter_that_is_there_costs_no_interrupted_run(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Advice to pass --overwrite alone would have thrown the run away."""
+    whole = content(train(shop, "lora"))
+    interrupt(shop, monkeypatch, 4, overwrite=True)
+    message = (
+        r"exists already\. .*runs/killed holds an interrupted run at step-00000004\. Pass --resume --overwrite to go"
+    )
+    with pytest.raises(StorageError, match=message):
+        train(shop, "lora", resume=resume)
+    asked: list[int] = []
+    monkeypatch.setattr(checkpoints, "load", lambda path, load=checkpoints.load: asked.append(1) or load(path))
+    assert content(train(shop, "lora", resume=True, overwrite=True)) == whole
+    assert asked
+    with pytest.raises(StorageError, match=r"exists already\. Pass --resume --overwrite to go on"):
+        train(shop, "lora", resume=True)
+
+
+def told(out: Path) -> tuple[dict[int, float], Any]:
+    """The learning rate by step, and what was changed on resume."""
+    losses = json.loads((out / "learning_curve.json").read_text())["loss"]
+    manifest = json.loads((out / "genrec.json").read_text())
+    return {entry["step"]: entry["learning_rate"] for entry in losses}, manifest.get("changed_on_resume")
+
+
+def test_the_rest_of_a_run_may_learn_slower(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slower = ["training.learning_rate=1e-4", "training.lr_scheduler_type=linear", "rows_learning_rate=1e-3"]
+    interrupt(shop, monkeypatch, 4, "training.logging_steps=1")
+    capsys.readouterr()
+    out = train(shop, "lora", "training.logging_steps=1", *slower, resume=True)
+    said = capsys.readouterr().err
+    assert "going on with training.learning_rate 0.0001, was 0.01" in said
+    assert "going on with rows_learning_rate 0.001, was None" in said
+    rates, changed = told(out)
+    before, none = told(train(shop, "lora", "training.logging_steps=1", name="before"))
+    after, _ = told(train(shop, "lora", "training.logging_steps=1", *slower, name="after"))
+    assert rates == {step: (before if step <= 4 else after)[step] for step in range(1, 11)}
+    assert changed == [
+        {
+            "step": 4,
+            "recipe.rows_learning_rate": [None, 1e-3],
+            "recipe.training.learning_rate": [1e-2, 1e-4],
+            "recipe.training.lr_scheduler_type": [before_schedule(shop), "linear"],
+        }
+    ]
+    assert none is None
+    assert content(out)["genrec.json"]["recipe"]["training"]["learning_rate"] == 1e-4
+
+
+def before_schedule(root: Path) -> str:
+    manifest = json.loads((root / "adapters" / "before" / "genrec.json").read_text())
+    return str(manifest["recipe"]["training"].get("lr_scheduler_type", "cosine"))
+
+
+def test_float32_of_an_optimizer_of_bfloat16_weights_is_kept(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ("dtype=bfloat16", "training.optim=adafactor")
+    interrupt(shop, monkeypatch, 4, *changes, recipe="pretrained")
+    resumed = content(train(shop, "pretrained", *changes, resume=True))
+    assert resumed == content(train(shop, "pretrained", *changes, name="whole"))
 
 
 def test_a_changed_data_set_is_refused(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +310,11 @@ def test_a_changed_data_set_is_refused(shop: Path, monkeypatch: pytest.MonkeyPat
     import genrec
 
     data = genrec.Dataset.load(shop / "data" / "tiny")
+    seen = bool(data.manifest["exclude_seen"])
+    other = genrec.Dataset.load(shop / "data" / "tiny")
+    other.manifest["exclude_seen"] = not seen  # What validation counts follows from it.
+    with pytest.raises(ConfigError, match=f"made with exclude_seen = {str(seen).lower()}, and this run has"):
+        train(shop, "lora", "base=adapters/random", resume=True, data=other)
     items = data.items.with_columns(brand=data.items["title"])
     with pytest.raises(ConfigError, match=r"made with data = \"\w+\", and this run has \"\w+\""):
         train(
@@ -260,12 +335,14 @@ def test_a_loss_that_is_no_number_leaves_the_newest_good_checkpoint(
 
     monkeypatch.setattr(training._Trainer, "training_step", poisoned)
     with pytest.raises(
-        GenrecError, match=r"after 5 steps.*Lower training\.learning_rate .*step-00000004 holds the last"
+        GenrecError, match=r"after 5 steps.*step-00000004 holds the last .*--resume training\.learning_rate=0\.001,"
     ):
         train(shop, "lora")
     there = checkpoints.load(shop / "runs" / "killed" / "step-00000004")
     assert all(bool(value.isfinite().all()) for value in there.weights.values())
     assert checkpoints.newest(shop / "runs" / "killed") == shop / "runs" / "killed" / "step-00000004"
+    monkeypatch.setattr(training._Trainer, "training_step", steps)
+    train(shop, "lora", "training.learning_rate=0.001", resume=True)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

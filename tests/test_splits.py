@@ -302,3 +302,17 @@ def test_drawn_cases_are_ascending_and_decided_by_the_seed() -> None:
     assert any(cases.draw(4, [seed, 3]).tolist() != drawn.tolist() for seed in range(5))
     for count in (0, 9, 10):
         assert cases.draw(count, [7, 3]).tolist() == list(range(9))
+    part = cases.take(np.array([2, 5]))
+    assert (part.users.tolist(), part.targets.tolist(), len(part.histories)) == ([2, 5], [2, 5], 2)
+
+
+def test_users_without_validation_are_tested_all_the_same() -> None:
+    rows = [(user, item, time) for user in ("a", "b", "c") for time, item in enumerate(("x", "y", "z"))]
+    split = Dataset.from_frames(log(*rows)).split()
+    less = split.without_validation(["b", "nobody"])
+    less.check()
+    assert [less.truth.user_ids[user] for user in less.valid.users] == ["a", "c"]
+    assert (less.protocol["valid_cases"], split.protocol["valid_cases"]) == (2, 3)
+    assert len(less.test) == 3
+    assert less.train_hash == split.train_hash
+    assert split.without_validation([]) is split

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -554,6 +555,49 @@ def test_the_history_of_a_question_is_cut_to_the_budget(family: str) -> None:
     tight = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=least - 1)
     with pytest.raises(PromptError, match=f"next_title, item 'i6': question and answer take {least} tokens"):
         tight.question(NEXT_TITLE, 6, history=history)
+
+
+PARTING = Prompt.parse(  # An item that adds nothing between items that do, and text between two events.
+    "{% block user %}{% for past in history %}{% if past.title != 'Heat' %}{{ past.title }}"
+    "{% if not loop.last %}, {% endif %}{% endif %}{% endfor %}?{% endblock %}"
+    "{% block assistant %}{{ item.identifier }}{% endblock %}",
+    "parting",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    prompt=st.sampled_from([NEXT_TITLE, PARTING]),
+    history=st.lists(st.integers(0, len(ITEMS) - 1), max_size=90),
+    room=st.integers(0, 300),
+)
+def test_the_history_of_a_question_is_as_long_as_trying_every_length_says(
+    prompt: Prompt, history: list[int], room: int
+) -> None:
+    whole = make("byte-level")
+    sizes = [whole.question_size(prompt, 6, history[start:]) for start in range(len(history) + 1)]
+    assert sizes == sorted(sizes, reverse=True)  # It grows with its history; else there is no one answer.
+    tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=sizes[-1] + room)
+    start = next(start for start, size in enumerate(sizes) if size <= sizes[-1] + room)
+    found = tokenization.question_ids(prompt, 6, room=0, history=np.array(history, dtype=np.int32))
+    expected = whole.head(prompt, item=whole.item(6), history=[whole.item(event) for event in history[start:]])
+    assert found.tolist() == concatenated(expected)
+
+
+def test_a_question_builds_no_more_of_a_history_than_about_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, built = make("byte-level"), Counter[int]()
+    tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=400)
+    plain = tokenization.item
+
+    def counting(index: int) -> dict[str, Any]:
+        built[index] += 1
+        return plain(index)
+
+    monkeypatch.setattr(tokenization, "item", counting)
+    long = tokenization.question_ids(NEXT_TITLE, 6, room=0, history=np.tile([1, 3, 0, 5, 2, 7], 2000))
+    kept = int((long == tokenization.identifier(1)[0]).sum())
+    assert 0 < kept < 30
+    assert built.total() <= 2 + max(16, 2 * 6 * (kept + 1))
 
 
 # ---- Identifier tokens -----------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def batch() -> dict[str, torch.Tensor]:
 def trainer(kind: type, model: Any, folder: Path) -> Any:
     import datasets
 
-    arguments = training._sft_config(replace(RECIPE, training={"average_tokens_across_devices": False}), str(folder))
+    arguments = training._sft_config(RECIPE, str(folder))
     table = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -127,6 +127,40 @@ def test_event_weights_multiply_the_loss_of_each_label(tmp_path: Path) -> None:
     assert loss(3 * ones) == pytest.approx(3 * loss(None), abs=1e-5)
     assert loss(first) + loss(ones - first) == pytest.approx(loss(None), abs=1e-6)
     assert 0 < loss(first) < loss(None)
+
+
+def test_micro_batches_of_a_model_that_takes_no_count_are_one_batch(tmp_path: Path) -> None:
+    """As Gemma 3n and 4 say of themselves."""
+    moved, rows = [], [{key: value[row : row + 1] for key, value in batch().items()} for row in range(3)]
+    for own in (True, False):
+        model = tiny(True)
+        model.accepts_loss_kwargs = own
+        made = trainer(training._Trainer, model, tmp_path)
+        micro, count = made.get_batch_samples(iter(rows), 3, "cpu")
+        made.current_gradient_accumulation_steps = 3
+        made.create_optimizer()
+        for inputs in micro:
+            made.training_step(model, dict(inputs), count)
+        moved.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    labels = batch()["labels"]
+    model = tiny(True)
+    logits = model(input_ids=batch()["input_ids"], attention_mask=batch()["attention_mask"]).logits
+    torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
+    ).backward()
+    for name, parameter in model.named_parameters():
+        for found in moved:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [None, torch.tensor(0)])
+def test_a_batch_without_labels_has_no_loss(tmp_path: Path, count: torch.Tensor | None) -> None:
+    model, inputs = tiny(True), batch()
+    inputs["labels"] = torch.full_like(inputs["labels"], IGNORE)
+    loss = trainer(training._Trainer, model, tmp_path).compute_loss(model, inputs, num_items_in_batch=count)
+    loss.backward()
+    assert loss == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_the_models_own_head_is_left_as_it_was(tmp_path: Path) -> None:
@@ -253,7 +287,7 @@ def test_the_learning_curve_is_written(shop: Path, steps: int) -> None:
     assert curve["validation"][0]["step"] == 0
     assert curve["validation"][-1]["step"] == steps
     assert all(0 <= point["ndcg@10"] <= point["recall@10"] <= 1 for point in curve["validation"])
-    assert [entry["step"] for entry in curve["loss"]] == ([20, 40] if steps == 50 else [2])
+    assert [entry["step"] for entry in curve["loss"]] == ([20, 40, 50] if steps == 50 else [2])
     for entry in curve["loss"]:
         assert set(entry["tasks"]) <= {"next_item", "title_to_item", "item_to_title"}
         assert min(entry["tasks"].values()) <= entry["loss"] <= max(entry["tasks"].values())
@@ -377,6 +411,7 @@ def test_without_users_no_prompt_reads_their_columns(shop: Path) -> None:
         ("training.max_length=9", ConfigError, "training.max_length is not yours to set: write max_length at the top"),
         ("training.seed=9", ConfigError, "training.seed is not yours to set"),
         ("training.output_dir=x", ConfigError, "training.output_dir is not yours to set"),
+        ("training.average_tokens_across_devices=false", ConfigError, "not yours to set: a step's loss is always"),
         ("training.eval_steps=5", ConfigError, "training.eval_steps is not yours to set: see [validation]"),
         ("training.packing=true", ConfigError, "unknown key training.packing"),
         ("training.disable_tqdm=false", ConfigError, "unknown key training.disable_tqdm"),
@@ -764,12 +799,12 @@ def test_every_event_of_long_histories_is_a_target_once_an_epoch(shop: Path, tin
 
 
 def test_a_row_that_a_batch_loses_fails_the_run_and_is_named(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    collate = training._Run.collate
+    collate = training._Trainable.collate
 
     def losing(self: Any, examples: list[dict[str, int]]) -> Any:
         return collate(self, [example for example in examples if example["row"] != 11])
 
-    monkeypatch.setattr(training._Run, "collate", losing)
+    monkeypatch.setattr(training._Trainable, "collate", losing)
     with pytest.raises(GenrecError, match=r"1 of 80 training rows .* row 11 \(epoch 0, prompt \w+, .*\): planned 1"):
         train(shop, "lora", name="loses")
     assert not (shop / "adapters" / "loses").exists()
@@ -797,7 +832,7 @@ def test_validation_every_so_many_steps_and_at_the_end(shop: Path) -> None:
 def test_label_smoothing_acts(tmp_path: Path, shop: Path) -> None:
     import datasets
 
-    given = {"average_tokens_across_devices": False, "label_smoothing_factor": 0.2}
+    given = {"label_smoothing_factor": 0.2}
     arguments = training._sft_config(replace(RECIPE, training=given), str(tmp_path))
     model, table = tiny(True), datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
     with warnings.catch_warnings():
@@ -871,6 +906,15 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(shop: Path) -> None:
     assert found.activations > 4 * 16 * max(lengths) * 16  # One float for every position and dimension, at least.
     assert found.seconds == pytest.approx(found.preparation + found.training + found.validation)
     assert min(found.preparation, found.training, found.validation) > 0
+
+
+def test_validation_decodes_where_the_model_is_trained(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine plans its batches for the device where the model is when it is made."""
+    with ready(shop) as run:
+        monkeypatch.setattr(training, "LocalEngine", lambda model: model.device)
+        monkeypatch.setattr(type(run.config), "device", torch.device("meta"))
+        assert run.engine() == torch.device("meta")
+        assert {value.device.type for value in run.model.parameters()} == {"meta"}
 
 
 def test_a_base_without_a_pad_token_trains(shop: Path) -> None:

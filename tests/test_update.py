@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,17 +11,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import genrec
-from genrec import curriculum, semantic_ids, update
+from genrec import adapter as adapters
+from genrec import curriculum, files, semantic_ids, training, update
 from genrec.adapter import Adapter
 from genrec.curriculum import HISTORY, Fresh, later_windows
 from genrec.dataset import Dataset
+from genrec.engines.local import LocalEngine
 from genrec.errors import AdapterError, ConfigError, DataError, IdentifierError, LeakError, StorageError
+from genrec.export import validation_set
 from genrec.identifiers import SCHEMES, Identifiers
+from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 
 START = 2_000_000  # Later than all of the old log.
@@ -206,33 +212,6 @@ def test_users_without_times_get_none_and_missing_times_take_the_last_one(tmp_pa
     assert times.to_list() == [10, 20, 20]
 
 
-# The rows of new items
-
-
-def test_rows_are_predicted_from_text_and_an_unknown_text_gets_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    texts, map_ = rng.normal(size=(200, 6)), rng.normal(size=(6, 10))
-    rows = texts @ map_ + 3
-    wanted = rng.normal(size=(20, 6))
-    wanted[-1] = 0
-    made = update.RowMap.fit(texts, rows + 0.01 * rng.normal(size=rows.shape), np.ones(200))
-    assert made.told["explained"] > 0.99
-    found = made.rows(wanted)
-    np.testing.assert_allclose(found[:-1], wanted[:-1] @ map_ + 3, atol=0.1)
-    np.testing.assert_allclose(found[-1], rows.mean(axis=0), atol=0.01)
-    assert update.RowMap.fit(texts, rng.normal(size=rows.shape), np.ones(200)).told["explained"] < 0.1
-    few = update.RowMap.fit(texts[:2], rows[:2], np.ones(2)).rows(wanted)  # Too few to hold any out.
-    np.testing.assert_allclose(few, np.repeat(rows[:2].mean(axis=0)[None], 20, axis=0), rtol=1e-6)
-
-
-def test_a_row_map_counts_tokens_by_their_weight_and_scales_away_from_the_mean() -> None:
-    texts, rows = np.array([[1.0], [1.0], [0.0]]), np.array([[0.0], [4.0], [1.0]])
-    made = update.RowMap.fit(texts, rows, np.array([1, 3, 4]))
-    assert made.level == pytest.approx([2.0])
-    steep = update.RowMap(np.zeros(1), np.array([2.0]), np.array([[5.0]]), {})
-    np.testing.assert_allclose(steep.rows(np.array([[1.0], [0.0]]), 2.0), [[12.0], [2.0]])
-
-
 # The update
 
 
@@ -343,13 +322,21 @@ def test_no_event_that_is_measured_was_a_target(updated: Path, workspace: Path) 
     )
     adapter = Adapter.load(updated / "adapters/lora-updated")
     tokens = adapter.tokenization()
-    prompts = [adapter.prompts[Path(task.prompt).stem] for task in recipe.tasks]
+    # Questions about histories and events too, so many that every event is drawn that can be.
+    asked = tuple(genrec.config.Task(f"prompts/{name}.jinja", weight=20.0) for name in ("titles_to_item", "click"))
+    recipe = dataclasses.replace(recipe, tasks=(*recipe.tasks, *asked))
+    prompts = [Prompt.load(updated / task.prompt) for task in recipe.tasks]
+    events = split.train_events.with_columns(rating=pl.lit(5.0))
     made = curriculum.plan(
-        recipe, prompts, tokens, split.train, None, epochs=2, batch_size=8, fresh=fresh
+        recipe, prompts, tokens, split.train, None, epochs=2, batch_size=8, events=events, fresh=fresh
     )  # fmt: skip
     targets: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
-    for epoch, _, kind, user, start, stop, context in made.table.tolist():
-        if kind == HISTORY:
+    questions: dict[str, set[tuple[int, int]]] = {"titles_to_item": set(), "click": set()}
+    for epoch, number, kind, user, start, stop, context in made.table.tolist():
+        if prompts[number].name in questions:
+            assert (kind, start, context) == (HISTORY, 0, stop - 1)
+            questions[prompts[number].name].add((user, stop - 1))
+        elif kind == HISTORY:
             targets[epoch] += [(user, event) for event in range(start + context, stop)]
     new = {
         (user, event)
@@ -363,7 +350,11 @@ def test_no_event_that_is_measured_was_a_target(updated: Path, workspace: Path) 
         assert len(set(found)) == len(found), epoch
         assert {target for target in found if target not in known} == new
         assert set(found) & known  # Some are repeated.
-    rows = [row for row in made.table.tolist() if row[2] == HISTORY and row[0] == 0]
+    assert any(0 <= held < len(history) for held, history in zip(fresh.held, split.train, strict=True))
+    for found in questions.values():
+        assert found - known == new
+        assert found & known
+    rows = [row for row in made.table.tolist() if row[2] == HISTORY and row[0] == 0 and row[1] == 0]
     again = sum(row[5] <= fresh.known[row[3]] for row in rows)
     assert again == round(0.5 * (len(rows) - again))
 
@@ -444,14 +435,21 @@ def test_refusals(updated: Path, tmp_path: Path) -> None:
 
     def refused(kind: type[Exception], match: str, *assignments: str, **options: Any) -> None:
         given = {"name": "new", "data_out": "data/new", **options}
-        with pytest.raises(kind, match=match):
-            update.update(lora, given.pop("log", log), items, assignments=assignments, **given)
+        late = given.pop("late", False)
+        with pytest.MonkeyPatch.context() as patched:
+            if not late:  # Found out before any model is loaded.
+                patched.delattr(Adapter, "model")
+            with pytest.raises(kind, match=match):
+                update.update(lora, given.pop("log", log), items, assignments=assignments, **given)
         assert not (root / "adapters/new").exists()
         assert not (root / "data/new").exists()
 
     refused(ConfigError, "update: lora is .*'r': 8.* trained with .*'r': 4", "lora.r=8")
     refused(ConfigError, "update: tuning is 'qlora', and the adapter was trained with 'lora'", "tuning=qlora")
     refused(ConfigError, "unknown key 'trainin'", "trainin.x=1")
+    refused(ConfigError, r"unknown key training\.learning_rat\.", "training.learning_rat=1")
+    refused(ConfigError, r"training\.optim is 'adam'", "training.optim=adam")
+    refused(ConfigError, "max_length is 1000, and base adapters/pretrained reads 128", "max_length=1000", late=True)
     refused(ConfigError, "replay is -1", replay=-1)
     refused(ConfigError, "is what is updated, and stays as it is", name="lora")
     refused(ConfigError, "is what is updated, and stays as it is", data_out="data/tiny", overwrite=True)
@@ -470,7 +468,18 @@ def test_refusals(updated: Path, tmp_path: Path) -> None:
     manifest = json.loads((lora / "genrec.json").read_text())
     (lora / "genrec.json").write_text(json.dumps({**manifest, "fitted_on": "0" * 16}))
     refused(LeakError, "was trained on other interactions")
+    lost = json.loads(json.dumps(manifest))
+    lost["recipe"]["tasks"][1]["prompt"] = "prompts/lost.jinja"
+    (lora / "genrec.json").write_text(json.dumps(lost))
+    refused(ConfigError, "lora has no prompt 'lost', which its recipe names")
     (lora / "genrec.json").write_text(json.dumps(manifest))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        refused(ConfigError, "a launcher started 2 processes")
+    another = root / "data/other"
+    shutil.copytree(root / "data/tiny", another)
+    with pytest.raises(StorageError, match=r"data/other exists already and is another data set"):
+        update.update(lora, log, items, name="new", data_out="data/other")
     update.update(lora, one, name="one", data_out="data/one", assignments=["training.max_steps=1"])
     found = Adapter.load(root / "adapters/one").manifest["update"]["periods"]
     assert found["next period"] == {"cases": 0}  # A user with one event is no case.
@@ -491,12 +500,176 @@ def test_what_reaches_back_before_the_old_validation_is_refused() -> None:
         update._fresh(old.split("temporal"), both.split("temporal"), 0.5)
 
 
+# Whatever stops an update, no adapter lacks its data set
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_update_that_fails_leaves_the_adapter_that_is_there_and_its_data_set(
+    updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    more = table([("u1", "i1", 2 * START), ("u2", "i2", 2 * START)], "user_id", "item_id", "timestamp")
+    log = write(tmp_path / "more.csv", more)
+    there = {name: content(root / name) for name in ("adapters/lora-updated", "data/lora-later")}
+
+    def run(name: str, *assignments: str, **options: Any) -> Path:
+        return update.update(
+            root / "adapters/lora", log, name=name, data_out=f"data/{name.replace('updated', 'later')}",
+            assignments=["training.max_steps=2", *assignments], **options,
+        )  # fmt: skip
+
+    def left(name: str) -> None:
+        assert all(content(root / path) == found for path, found in there.items())
+        if name == "new":
+            assert not (root / "adapters/new").exists()
+            assert not (root / "data/new").exists()
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise StorageError("no space left")
+
+    for name in ("new", "lora-updated"):
+        with pytest.raises(ConfigError, match="learning_rat"):
+            run(name, "training.learning_rat=1", overwrite=True)
+        left(name)
+        with pytest.raises(ConfigError, match=r"\[training\] was refused"):  # Found as training begins.
+            run(name, "training.lr_scheduler_kwargs={x = 1}", overwrite=True)
+        left(name)
+        for what in (Dataset, adapters):
+            with monkeypatch.context() as patched:
+                patched.setattr(what, "save", full)
+                with pytest.raises(StorageError, match="no space left"):
+                    run(name, overwrite=True)
+            left(name)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_update_that_is_killed_between_its_two_folders_is_mended_by_resume(
+    updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(updated, root)
+    out, data_out = root / "adapters/lora-updated", root / "data/lora-later"
+    before = Dataset.load(data_out).hash
+    if not there:
+        shutil.rmtree(out)
+        shutil.rmtree(data_out)
+    rename = files._take_name
+
+    def killed(temporary: Path, path: Path) -> None:
+        if path == out:
+            raise KeyboardInterrupt
+        rename(temporary, path)
+
+    def run(**options: bool) -> Path:
+        more = table([("u1", "i1", 2 * START), ("u2", "i2", 2 * START)], "user_id", "item_id", "timestamp")
+        return update.update(
+            root / "adapters/lora", write(tmp_path / "more.csv", more), name="lora-updated",
+            data_out="data/lora-later", assignments=["training.max_steps=2"], overwrite=there, **options,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_take_name", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    after = Dataset.load(data_out).hash
+    assert after != before
+    spec = genrec.config.Spec("data/lora-later", {"new": "adapters/lora-updated"}, k=(5,))
+    if there:  # The one moment at which an adapter lacks its data set, and the next command says so.
+        assert Adapter.load(out).manifest["data"]["hash"] == before
+        with pytest.raises(LeakError, match="was trained on other interactions"):
+            genrec.evaluate(spec, workspace=root)
+    else:
+        assert not out.exists()
+    run(resume=True)
+    assert Adapter.load(out).manifest["data"]["hash"] == after
+    genrec.evaluate(spec, workspace=root)
+
+
+# Users who were trained on to their last event
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_with_leave_one_out_no_case_that_decides_or_is_measured_was_a_target(added: list[list[int]]) -> None:
+    # A log that comes in three parts; what was a target by then, event by event.
+    assume(all(map(any, zip(*added, strict=True))))
+    lengths = np.cumsum(added, axis=1)
+    order = np.argsort([row.index(next(filter(None, row), 0)) if any(row) else 3 for row in added], kind="stable")
+    lengths, names = lengths[order], [f"u{number}" for number in range(len(added))]
+    splits = []
+    for part in range(3):
+        users = int((lengths[:, part] > 0).sum())
+        log = [(names[user], "i", event) for user in range(users) for event in range(lengths[user, part])]
+        splits.append(Dataset.from_frames(table(log, "user_id", "item_id", "timestamp")).split())
+    targets = {(user, event) for user, end in enumerate(splits[0].truth.train_ends) for event in range(end)}
+    left_out: list[str] = []
+    for old, new in itertools.pairwise(splits):
+        left_out = update._not_validated(old.without_validation(left_out), new, set(left_out))
+        cases = new.without_validation(left_out).valid
+        decisive = {(int(user), int(new.truth.valid_at[user])) for user in cases.users}
+        told = {(int(user), int(new.truth.valid_at[user])) for user in new.valid.users}
+        assert decisive == told - targets
+        assert not targets & {(int(user), int(new.truth.test_at[user])) for user in new.test.users}
+        try:
+            fresh = update._fresh(old, new, 0.5)
+        except DataError as error:
+            if "no new interactions for training" not in str(error):
+                raise
+            continue
+        assert (fresh.known <= new.truth.train_ends).all()
+        runs = [(user, run) for user, history in enumerate(new.train) for run in fresh.new(user, len(history))]
+        targets |= {(user, event) for user, run in runs for event in range(*run)}
+
+
+def test_a_user_of_two_old_events_and_a_new_one_is_trained_and_tested_but_decides_nothing(
+    workspace: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(workspace, root)
+    old = Dataset.load(root / "data/tiny")
+    columns = ("user_id", "item_id", "timestamp")
+    log = pl.concat(
+        [old.interactions.select(columns), table([("two", "i1", 5), ("two", "i2", 6)], *columns)],
+        how="vertical_relaxed",
+    )
+    Dataset.from_frames(log, old.items, old.users, name="two").save(root / "data/two")
+    recipe = genrec.config.Recipe(
+        "adapters/random", "data/two", (genrec.config.Task("prompts/next_item.jinja"),), tuning="full", max_length=64,
+        training={"max_steps": 2},
+    )  # fmt: skip
+    made = genrec.training.train(recipe, name="two", workspace=root)
+    days = [[("two", "i3", START), ("u1", "i3", START)], [("u2", "i3", 2 * START), ("u3", "i3", 2 * START)]]
+    for number, rows in enumerate(days):
+        day = write(tmp_path / "day.csv", table(rows, *columns))
+        made = update.update(made, day, assignments=["training.max_steps=2"])
+        adapter = Adapter.load(made)
+        data = Dataset.load(root / adapter.manifest["data"]["path"])
+        assert adapter.not_validated == ["two"]
+        assert any("1 users" in note for note in adapter.manifest["update"]["notes"])
+        cases = len(data.split().valid)
+        assert adapter.manifest["protocol"]["valid_cases"] == cases - 1
+        # An export measures the very cases that training kept its weights by.
+        tokens = adapter.tokenization()
+        validation = validation_set(adapter, tokens)
+        assert len(validation.prompts) == cases - 1
+        measured = validation.evaluate(LocalEngine(adapter.model(tokens)))
+        assert measured["ndcg@10"] == pytest.approx(adapter.manifest["kept"]["ndcg@10"])
+        assert adapter.manifest["update"]["periods"]["next period"]["cases"] == 2  # With the new event of "two".
+        assert number or data.user_ids[data.split().test.users[-1]] == "two"
+    last = write(tmp_path / "day.csv", table([("two", "i4", 3 * START)], *columns))
+    assert Adapter.load(update.update(made, last, assignments=["training.max_steps=1"])).not_validated == []
+
+
 def test_the_command_prints_the_report_and_goes_on_where_it_was_stopped(
     updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.testing import CliRunner
 
-    from genrec import cli, training
+    from genrec import cli
 
     root = tmp_path / "workspace"
     shutil.copytree(updated, root)
@@ -526,21 +699,6 @@ def test_the_command_prints_the_report_and_goes_on_where_it_was_stopped(
     shown = CliRunner().invoke(cli.app, [*command, "--overwrite"], catch_exceptions=False).stdout
     for part in ("next period", "change from extended", "4 new items", "kept step", "data/again"):
         assert part in shown
-
-
-def test_predicted_rows_are_shown_as_often_as_trained_ones_and_the_model_is_left_as_it_was(workspace: Path) -> None:
-    old = Adapter.load(workspace / "adapters/lora")
-    data = Dataset.load(workspace / "data/tiny")
-    split, tokens = data.split(), old.tokenization()
-    model = old.model(tokens)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    vectors = genrec.features.text_vectors(genrec.features.text(data.items), 8)
-    about = update._OldTokens.of(old.identifiers, genrec.features.unit(vectors), split.train)
-    assert about.events.sum() == sum(map(len, split.train))
-    group = update._drawn(split.valid, np.arange(len(split.valid)), 0, 0, 24)
-    found = update._scale(old, model, tokens, about, group, data, 5, 0)
-    assert abs(found["shown"] - found["shown_trained"]) < 0.1
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["temporal", "qlora"])

@@ -65,7 +65,20 @@ def test_losses_are_means_per_trained_token_of_all_and_of_each_task() -> None:
     watch.add(torch.tensor([1]), torch.tensor([3.0]))
     watch.tell(20)
     watch.tell(40)  # Nothing since.
-    assert watch.losses == [{"step": 20, "loss": 15 / 4, "tasks": {"a": 1.5, "b": 6.0}, "learning_rate": 0.25}]
+    watch.add(torch.tensor([0]), torch.tensor([7.0], dtype=torch.bfloat16))
+    watch.weights = {}
+    watch.finish(43)
+    assert watch.losses == [
+        {"step": 20, "loss": 15 / 4, "tasks": {"a": 1.5, "b": 6.0}, "learning_rate": 0.25},
+        {"step": 43, "loss": 7.0, "tasks": {"a": 7.0}, "learning_rate": 0.25},
+    ]
+
+
+def test_losses_stay_where_they_are_until_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy would make a GPU wait at every batch; and float64 is not for every device."""
+    watch = Watch(dict, torch.nn.Linear(1, 1), {}, 0, None, tasks=["a"])
+    watch.add(torch.zeros(3, dtype=torch.int64, device="meta"), torch.zeros(3, device="meta"))
+    assert [(part.device.type, part.dtype, part.shape) for part in watch.parts] == [("meta", torch.float32, (1, 2))]
 
 
 def test_a_row_that_was_dropped_or_repeated_is_named() -> None:
@@ -81,10 +94,14 @@ def test_a_row_that_was_dropped_or_repeated_is_named() -> None:
 
 
 def test_a_diverged_run_says_which_checkpoint_is_left(tmp_path: Path) -> None:
-    assert "holds" not in str(diverged(7, tmp_path))
+    for run in (None, tmp_path):
+        assert str(diverged(7, run, 1e-3)).endswith(
+            "Lower training.learning_rate (training.learning_rate=0.0001 is a good next try) or lengthen warmup_steps."
+        )
     (tmp_path / "step-00000004").mkdir()
-    assert str(diverged(7, tmp_path)).endswith(
-        f"begin again with --overwrite; {tmp_path / 'step-00000004'} holds the last good weights."
+    assert (
+        f"{tmp_path / 'step-00000004'} holds the last good weights. "
+        "Go on from them with --resume training.learning_rate=0.0001, or" in str(diverged(7, tmp_path, 1e-3))
     )
 
 

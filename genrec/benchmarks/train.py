@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,19 +31,24 @@ from genrec.prompts import Prompt
 from genrec.splits import Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, kept_from
 from genrec.validation import ValidationSet
-from genrec.watch import Tally, Watch
 
 PARTS = ("step", "rows", "items", "padding", "accuracy")
 """The parts of `genrec bench train`, in their order."""
 ITEMS_GOALS = {"beauty": 4.0, "movielens-100k": 15.0}
 """By the name of a data set: supervised items a second of whole histories, over those of one row per target."""
-# The blocks of the shipped prompts, prompts/title_to_item.jinja and prompts/item_to_title.jinja.
+# The blocks of the shipped prompts of these names.
 QUESTIONS = {
     "title_to_item": '{% block user %}Which item is "{{ item.title }}"?{% endblock %}\n'
     "{% block assistant %}{{ item.identifier }}{% endblock %}\n",
     "item_to_title": "{% block user %}What is the title of {{ item.identifier }}?{% endblock %}\n"
     "{% block assistant %}{{ item.title }}{% endblock %}\n",
+    "titles_to_item": "{% block user %}{% for past in history %}{{ past.title }}; {% endfor %}next:{% endblock %}\n"
+    "{% block assistant %}{{ item.identifier }}{% endblock %}\n",
+    "click": "{% block user %}{% for past in history %}{{ past.identifier }}{% endfor %} Like {{ item.identifier }}?"
+    "{% endblock %}\n{% block assistant %}{% if event.rating >= 4 %}yes{% else %}no{% endif %}{% endblock %}\n",
 }
+SHARES = {"title_to_item": 0.1, "item_to_title": 0.1, "titles_to_item": 1.0, "click": 1.0}
+"""The weights of ``QUESTIONS`` beside next_item."""
 
 Batch = Mapping[str, torch.Tensor]
 Way = Literal["full", "lora"]
@@ -96,13 +100,14 @@ class _Setup:
         return int(self.tokenization.tokenizer.pad_token_id)
 
     def rows(self, made: Plan) -> Rows:
-        return Rows(made, self.prompts, self.tokenization, self.split.train, self.data.user_rows)
+        train, events = self.split.train, self.split.train_events
+        return Rows(made, self.prompts, self.tokenization, train, self.data.user_rows, events=events)
 
     def whole(self, epochs: int = 1) -> Plan:
         """The plan of a recipe: every row trains all its items."""
         return plan(
             self.recipe, self.prompts, self.tokenization, self.split.train, None, self.data.user_rows,
-            epochs=epochs, batch_size=self.size.batch,
+            epochs=epochs, batch_size=self.size.batch, events=self.split.train_events,
         )  # fmt: skip
 
 
@@ -137,13 +142,11 @@ def _setup(size: Size, data: Dataset, root: Path, way: Way = "full", questions: 
         tokenizer, model = base.find(name).tokenizer(), load_model(name, device=_device())
     made = Identifiers.build(size.scheme, data.item_ids, levels=4, codes=256)
     add_identifier_tokens(tokenizer, made)
-    prompts = [Prompt.parse(PROMPT, "next_item")]
-    if questions:
-        prompts += [Prompt.parse(source, name) for name, source in QUESTIONS.items()]
-    shares = [1.0] + [0.1] * (len(prompts) - 1)
-    tasks = tuple(
-        config.Task(f"prompts/{prompt.name}.jinja", share) for prompt, share in zip(prompts, shares, strict=True)
+    asked = (
+        [name for name in QUESTIONS if name != "click" or "rating" in data.interactions.columns] if questions else []
     )
+    prompts = [Prompt.parse(PROMPT, "next_item"), *(Prompt.parse(QUESTIONS[name], name) for name in asked)]
+    tasks = tuple(config.Task(f"prompts/{prompt.name}.jinja", SHARES.get(prompt.name, 1.0)) for prompt in prompts)
     tokenization = Tokenization(tokenizer, made, data.items, max_length=size.max_length)
     adapter.resize(model, len(tokenizer))
     told = {
@@ -157,22 +160,6 @@ def _setup(size: Size, data: Dataset, root: Path, way: Way = "full", questions: 
     setup = _Setup(size, model, filled, prompts, tokenization, data, data.split("leave_one_out"))
     tuning.start_rows(model, setup.ids, None, 0)
     return setup
-
-
-@contextmanager
-def _trainer(setup: _Setup, model: Any, rows: Rows, callback: Any, epochs: float = 1.0) -> Iterator[Any]:
-    """genrec's trainer on ``rows``, ready to train, with all that training hangs on it but validation and checkpoints;
-    the one place that knows how."""
-    with tempfile.TemporaryDirectory() as scratch:
-        told = training._sft_config(setup.recipe, scratch)
-        told.num_train_epochs = epochs
-        found: Any = None  # The base is read when an adapter is saved.
-        run = training._Run(setup.recipe, setup.data, setup.split, found, setup.prompts, rows, model, told)
-        blank, names = {"ndcg@10": 0.0, "recall@10": 0.0}, [prompt.name for prompt in setup.prompts]
-        watch = Watch(lambda: blank, model, {}, 0, lambda *_, **__: None, tasks=names)
-        with run.trainer(np.arange(len(rows)), watch, watch=watch, tally=Tally(len(rows))) as trainer:
-            trainer.add_callback(callback)
-            yield trainer
 
 
 # The plain loop.
@@ -259,14 +246,14 @@ class _Times(transformers.TrainerCallback):
 def _in_trainer(setup: _Setup, build: Callable[[_Setup], Any], rows: Rows, clock: Clock, theirs: bool) -> _Times:
     """A round in genrec's trainer, or in the same with the loss that TRL's own trainer has."""
     times, model = _Times(clock), build(setup)
-    peer: Any = training._Trainer.__mro__[1]  # TRL's: genrec.training alone imports it.
-    with _trainer(setup, model, rows, times) as trainer:
+    with training.ready(setup.recipe, rows, model, times) as made:
+        trainer: Any = made
         own = trainer.compute_loss
 
         def recorded(model: Any, inputs: Any, **options: Any) -> torch.Tensor:
             if theirs:
                 plain = {key: value for key, value in inputs.items() if key not in ("weights", "rows", "tasks")}
-                loss = peer.compute_loss(trainer, model, plain, **options)
+                loss = training.TRL_TRAINER.compute_loss(trainer, model, plain, **options)
             else:
                 loss = own(model, inputs, **options)
             times.losses.append(loss.detach())
@@ -325,17 +312,16 @@ def _told(setup: _Setup, batches: Sequence[Batch]) -> str:
 
 
 def _step(setup: _Setup, repeats: int, clock: Clock, warm: int = 3) -> list[Row]:
-    """One size and way of tuning: genrec's trainer, both plain loops and TRL's loss, in turn."""
+    """One size and way of tuning: genrec's trainer, both plain loops and TRL's loss, in turn, with the same model."""
     rows, batches = _fixed(setup, setup.size.steps + warm)
-    full = setup.recipe.tuning == "full"
-    own, users = (_whole_model, _whole_model) if full else (with_own_rows, with_peft_rows)
+    build = _whole_model if setup.recipe.tuning == "full" else with_own_rows  # The same model on all sides.
     setting = _told(setup, batches)
     progress.say(f"step: {setting}")
     sides = {
-        "genrec": partial(_in_trainer, setup, own, rows, clock, False),
-        "knowing": partial(_in_loop, setup, users, batches, clock, knowing_loss),
-        "plain": partial(_in_loop, setup, users, batches, clock, plain_loss),
-        "trl": partial(_in_trainer, setup, own, rows, clock, True),
+        "genrec": partial(_in_trainer, setup, build, rows, clock, False),
+        "knowing": partial(_in_loop, setup, build, batches, clock, knowing_loss),
+        "plain": partial(_in_loop, setup, build, batches, clock, plain_loss),
+        "trl": partial(_in_trainer, setup, build, rows, clock, True),
     }
     seconds, apart = _rounds(sides, warm, repeats)
     each = {name: median(taken) for name, taken in seconds.items()}
@@ -515,12 +501,15 @@ def _summed(model: Any, batches: Sequence[Batch], total: list[float]) -> None:
 
 
 def _padding(setup: _Setup, repeats: int, clock: Clock, batches: int) -> list[Row]:
-    """Shares of an epoch with the questions of the quickstart, and the time of packed batches of the same rows."""
+    """Shares of two epochs with questions of every kind, and the time of packed batches of the same rows."""
     rows, size = setup.rows(setup.whole(epochs=2)), setup.size
     lengths = _lengths(rows)
     shuffled = np.random.default_rng(0).permutation(lengths)
     room = size.max_length
-    setting = f"{setup.data.manifest['name']}, 2 epochs, rows of at most {room} tokens, batches of {size.batch}"
+    tasks = ", ".join(prompt.name for prompt in setup.prompts)
+    setting = (
+        f"{setup.data.manifest['name']}, {tasks}, 2 epochs, rows of at most {room} tokens, batches of {size.batch}"
+    )
     progress.say(f"padding: {setting}")
     # The same rows twice: in whole batches of the trainer's order, and packed.
     whole = np.random.default_rng(0).permutation(len(lengths) // size.batch)[:batches]
@@ -638,7 +627,7 @@ def _accuracy(setup: _Setup, minutes: float, clock: Clock, users: int) -> list[R
 
         watch = _Timed(60 * minutes, evaluate, clock)
         transformers.set_seed(0)
-        with _trainer(side, model, setup.rows(plan_), watch, epochs=10_000) as trainer:
+        with training.ready(side.recipe, setup.rows(plan_), model, watch, epochs=10_000) as trainer:
             watch.schedule(trainer)
             trainer.train()
         setting = (
@@ -725,7 +714,7 @@ def train(
                 rows += _items(setup, repeats, clock, goal, length * batch, 3 if quick else 40)
                 if model:
                     large = Size(model, model, scheme="random", max_length=4 * length, batch=batch)
-                    rows += _items(_setup(large, loaded, root), repeats, clock, None, 8 * length, 2 if quick else 3)
+                    rows += _items(_setup(large, loaded, root), repeats, clock, goal, 8 * length, 2 if quick else 3)
             if "padding" in parts:
                 # The longest title of a catalogue may need more than a history is given.
                 long = replace(small, max_length=64 if quick else 256)
