@@ -392,9 +392,8 @@ class TestMasks:
 
     def test_one_prompt_that_branches_holds_the_others_back(self) -> None:
         """The forward is as wide as the prompt with the most nodes, so totals over prompts decide nothing."""
-        chains = [(i, 0, 0, 0) for i in range(10)] + [
-            (10 + i, j, k, 0) for i in range(4) for j in range(9) for k in "01"
-        ]
+        busy = [(10 + i, j, k, 0) for i in range(4) for j in range(9) for k in range(2)]
+        chains = [(i, 0, 0, 0) for i in range(10)] + busy
         trie = Trie.build(np.array(chains))
         quiet = [np.arange(4)] * 30
         for only, levels in ((quiet, 3), ([*quiet, np.arange(10, len(chains))], 1)):
