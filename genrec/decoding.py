@@ -27,7 +27,7 @@ MAX_BEAMS = 65_536
 _MARK = 0x45495254  # "TRIE", the first of the numbers in a saved trie; the second is the version of the format.
 _VERSION, _HEADER = 1, 16  # The header is 16 numbers: mark, version, nodes, items, longest identifier, 3 unused, hash.
 _CHUNK = 2**16
-_SLACK = 1.25  # Levels are fed ahead where they hold at most so many times the beams that will live on in them.
+_SLACK = 1.25  # Levels go ahead where they make a forward at most so many times as wide as those that they save.
 _BELOW = np.array([(1 << bit) - 1 for bit in range(64)], dtype=np.uint64)  # The bits below each bit of a word.
 
 Ints = NDArray[np.integer[Any]]
@@ -385,18 +385,20 @@ class BeamSearch:
         and feeding them now saves their forwards. The search is the same: it takes the steps one by one.
 
         Args:
-            most: Nodes of all levels per live beam, at most.
+            most: Nodes of all levels, at most so many times ``num_beams``, for any one prompt: the forward is padded
+                to the prompt with the most.
         """
         levels = [Level(self.owner, self.node, self.token, self.parent)]
-        fed = needed = len(self.owner)
+        fed = np.bincount(self.owner)
+        needed = int(fed.max())
         while True:
             above = levels[-1]
             rows, tokens, nodes = self._children(above.owner, above.node)
             inner = np.flatnonzero(~self.trie.is_leaf(nodes))
             owner = above.owner[rows[inner]]
-            fed += len(inner)
-            needed += int(np.minimum(np.bincount(owner), self.num_beams).sum())
-            if not len(inner) or fed > _SLACK * needed or fed > most * len(self.owner):
+            counts = np.bincount(owner, minlength=len(fed))
+            fed, needed = fed + counts, needed + int(np.minimum(counts, self.num_beams).max())
+            if not len(inner) or fed.max() > min(_SLACK * needed, most * self.num_beams):
                 return levels
             levels.append(Level(owner, nodes[inner], tokens[inner], rows[inner]))
 

@@ -172,7 +172,7 @@ def test_trie_benchmark_runs_and_is_written(tmp_path: Path) -> None:
     assert {row["part"] for row in report["rows"]} == {"build", "size", "children", "file", "mask"}
     assert json.loads((tmp_path / "out" / "trie.json").read_text()) == report
     assert (tmp_path / "out" / "trie.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="items 0"):
+    with pytest.raises(ConfigError, match="--items is 0"):
         trie_benchmark.trie(0)
 
 

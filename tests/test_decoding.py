@@ -366,7 +366,9 @@ class TestMasks:
                 assert level.parent[place].tolist() == last[search.parent].tolist()
             elif prefixes[0]:
                 first, *waiting = search.ahead(3)
-                assert sum(map(len, [first.node, *(level.node for level in waiting)])) <= 3 * len(search.node)
+                if waiting:
+                    width = np.bincount(np.concatenate([level.owner for level in (first, *waiting)])).max()
+                    assert width <= 3 * search.num_beams
                 place = np.arange(len(search.node))
             else:
                 place = np.arange(len(search.node))
@@ -386,7 +388,18 @@ class TestMasks:
             assert [len(level.node) for level in search.ahead(100)] == sizes
         search = BeamSearch(trie, 1, 4, only=[np.arange(3)])
         search.advance(np.zeros(len(search.candidates()[0])))
-        assert [len(level.node) for level in search.ahead(4)] == [1, 3]
+        assert [len(level.node) for level in search.ahead(1)] == [1, 3]
+
+    def test_one_prompt_that_branches_holds_the_others_back(self) -> None:
+        """The forward is as wide as the prompt with the most nodes, so totals over prompts decide nothing."""
+        busy = [(10 + i, j, k, 0) for i in range(4) for j in range(9) for k in range(2)]
+        chains = [(i, 0, 0, 0) for i in range(10)] + busy
+        trie = Trie.build(np.array(chains))
+        quiet = [np.arange(4)] * 30
+        for only, levels in ((quiet, 3), ([*quiet, np.arange(10, len(chains))], 1)):
+            search = BeamSearch(trie, len(only), 4, only=only)
+            search.advance(np.zeros(len(search.candidates()[0])))
+            assert len(search.ahead(3)) == levels
 
     def test_rows_of_one_array_are_restrictions_of_their_own(self) -> None:
         trie = Trie.build(np.arange(6)[:, None])

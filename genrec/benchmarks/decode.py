@@ -39,6 +39,7 @@ PARTS = ("generate", "floor", "atomic", "prefix", "throughput", "profile", "beam
 """The parts of `genrec bench decode`, in their order."""
 SETTINGS = ((100, 20), (200, 50))
 _ITEMS, _LEVELS, _CODES = 12_000, 4, 256
+_LARGE = 50_000_000  # Multiplications per position in the blocks.
 # The blocks of the shipped prompt, prompts/next_item.jinja.
 PROMPT = "{% block user %}Next:{% endblock %}\n{% block item %}{{ item.identifier }}{% endblock %}\n"
 
@@ -205,6 +206,11 @@ class _Bench:
     exact: Any = None  # The model in float32, where the other one is not.
 
     @property
+    def is_large(self) -> bool:
+        """Whether arithmetic outweighs Python's own share of a forward, which the goals beside the floor assume."""
+        return operations(self.model)[0] >= _LARGE
+
+    @property
     def rounding(self) -> float:
         """How far apart two ways to the same score may be."""
         return 1e-4 if self.model.dtype.itemsize >= 4 else 0.25
@@ -275,13 +281,22 @@ def _generate_and_floor(bench: _Bench, length: int, beams: int, peers: bool) -> 
         rows.append(figure("floor", setting, "items found that float32 finds too", 100 * float(same), "%"))
     least_prefills, reached = floor(bench.model, length, trie, beams), seconds["engine"] / seconds["prefill"]
     one, alone = [taken["engine"]], [taken["prefill"]]
+    most = 1.15 if bench.is_large else None
     return [
         *rows,
         figure("floor", setting, "engine, per user", seconds["engine"] / bench.users, "s", samples=one),
         figure("floor", setting, "prefill alone, per user", seconds["prefill"] / bench.users, "s", samples=alone),
         figure("floor", setting, "floor by operations", least_prefills, "prefills"),
         figure("floor", setting, "reached", reached, "prefills", samples=one + alone),
-        figure("floor", setting, "reached / floor", reached / least_prefills, "x", most=1.15, samples=one + alone),
+        figure(
+            "floor",
+            setting,
+            "reached / floor",
+            reached / least_prefills,
+            "x",
+            most=most,
+            samples=one + alone,
+        ),
         figure(
             "floor",
             setting,
@@ -331,7 +346,7 @@ def _atomic(bench: _Bench, items: int) -> list[Row]:
     what = "engine / prefill with the head on the last position"
     return [
         figure("atomic", setting, "engine, per user", seconds["engine"] / bench.users, "s", samples=both[:1]),
-        figure("atomic", setting, what, ratio, "x", most=1.05, samples=both),
+        figure("atomic", setting, what, ratio, "x", most=1.05 if bench.is_large else None, samples=both),
         figure("atomic", setting, "places that differ from a masked top-k of the prefill", differ, "", most=0),
     ]
 

@@ -16,6 +16,7 @@ from genrec.decoding import BeamSearch, Ints, Trie
 from genrec.errors import ConfigError
 
 _CODES, _LEVELS = 256, 4
+_BEAMS = 160  # Whose children are looked up.
 
 
 class DictTrie:
@@ -85,11 +86,14 @@ def trie(
     Raises:
         ConfigError: A number out of range.
     """
-    if min(n_items, users, num_beams, history, repeats) < 1 or n_items > _CODES**_LEVELS // 2:
-        raise ConfigError(
-            f"bench trie: items {n_items}, users {users}, beams {num_beams}, history {history}, repeats {repeats}: at "
-            f"least 1, and at most {_CODES**_LEVELS // 2:,} items."
-        )
+    most = _CODES**_LEVELS // 2
+    if not _BEAMS <= n_items <= most:
+        raise ConfigError(f"bench trie: --items is {n_items}; it is {_BEAMS} .. {most:,}.")
+    if not 1 <= history <= n_items:
+        raise ConfigError(f"bench trie: --history is {history}; it is 1 .. {n_items:,}, the number of items.")
+    for name, number in (("users", users), ("beams", num_beams), ("repeats", repeats)):
+        if number < 1:
+            raise ConfigError(f"bench trie: --{name} is {number}; it is at least 1.")
     given: dict[str, Any] = {
         "items": n_items,
         "users": users,
@@ -127,7 +131,7 @@ def _measure(
     told("build", "Python dicts", clock() - began, "s")
     told("size", "Python dicts", peer.bytes() / 1e6, "MB")
 
-    beams = 160
+    beams = _BEAMS
     some = rng.choice(n_items, beams, replace=False)
     prefixes = codes[some, :1].tolist()
     nodes: Ints = np.searchsorted(made.token[1 : made.first_child[1]], codes[some, 0]) + 1
@@ -148,7 +152,7 @@ def _measure(
         told("file", "load, mapped and checked", _seconds(lambda: Trie.load(path), repeats, clock) * 1e3, "ms")
 
     _ = made.position  # Made once for a trie, by the first mask.
-    histories = [rng.choice(n_items, min(history, n_items), replace=False) for _ in range(users)]
+    histories = [rng.choice(n_items, history, replace=False) for _ in range(users)]
     categories = [rng.choice(n_items, max(1, n_items // 10), replace=False) for _ in range(users)]
     stock = np.zeros(n_items, dtype=bool)
     stock[categories[0]] = True

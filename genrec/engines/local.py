@@ -39,7 +39,7 @@ _MEMORY_SHARE = 0.5
 # Logits in one piece of the normaliser: what a CPU's cache holds, for its steps each go through all of them; or what a
 # GPU should have to do at a time.
 _CPU_PIECE, _CUDA_PIECE = 2**20, 2**26
-# Levels of the trie go ahead with the live beams while all together are at most so many times these.
+# Levels of the trie go ahead with the live beams while all together are at most so many times as many as there can be.
 _AHEAD = 3
 # A common prefix is prefilled on its own from so many saved tokens on: less does not pay for one more forward.
 _SAVED_TOKENS = 256
