@@ -399,6 +399,11 @@ def train(
         told = f"NDCG@10 {kept['ndcg@10']:.4f}, recall@10 {kept['recall@10']:.4f}"
         print(f"kept step {kept['step']}: validation {told}")
         print(f"learning curve: {out / 'learning_curve.png'}")
+    if not kept["step"]:
+        progress.say(
+            "No validation was better than that of the weights that training began with, so these were kept: the adapter "
+            "holds nothing of this run, nor of its other tasks. Train longer, or with another training.learning_rate."
+        )
 
 
 @app.command()
