@@ -401,8 +401,9 @@ def train(
         print(f"learning curve: {out / 'learning_curve.png'}")
     if not kept["step"]:
         progress.say(
-            "No validation was better than that of the weights that training began with, so these were kept: the adapter "
-            "holds nothing of this run, nor of its other tasks. Train longer, or with another training.learning_rate."
+            "No validation was better than that of the weights that training began with, so these were kept: the "
+            "adapter holds nothing of this run, nor of its other tasks. Train longer, or with another "
+            "training.learning_rate."
         )
 
 

@@ -302,7 +302,9 @@ class Tokenization:
 
     def fragment(self, prompt: Prompt, item: int) -> np.ndarray:
         """int32 token ids of one event, encoded once per item."""
-        fragments = self._fragments.setdefault(prompt.hash, [None] * len(self.items))
+        fragments = self._fragments.get(prompt.hash)
+        if fragments is None:
+            fragments = self._fragments[prompt.hash] = [None] * len(self.items)
         found = fragments[item]
         if found is None:
             found = fragments[item] = _ids(self.fragment_spans(prompt, item))
@@ -344,20 +346,18 @@ class Tokenization:
         The row before the identifier of event j is the inference prompt of the events before j. The last event is its
         identifier alone, since nothing after it is predicted. ``weights`` are those of the events.
         """
-        head = self.head_ids(prompt, user)
-        parts, labels = [head], [np.full(len(head), IGNORE, dtype=np.int32)]
-        for position, item in enumerate(window):
-            last = position == len(window) - 1
-            part = self.identifier(int(item)) if last else self.fragment(prompt, int(item))
-            label = np.full(len(part), IGNORE, dtype=np.int32)
-            if position >= context:
-                width = self.lengths[item]
-                label[:width] = part[:width]
-            parts.append(part)
-            labels.append(label)
-        sizes = [len(part) for part in parts]
+        events = np.asarray(window, dtype=np.int64)
+        *before, last = events.tolist()
+        parts = [self.head_ids(prompt, user), *(self.fragment(prompt, item) for item in before), self.identifier(last)]
+        sizes = np.array([len(part) for part in parts])
+        ids = np.concatenate(parts).astype(np.int32)
+        # An event begins with its identifier, of which every token is trained.
+        begin, width = np.cumsum(sizes)[:-1][context:], self.lengths[events[context:]]
+        trained = np.repeat(begin - np.cumsum(width) + width, width) + np.arange(width.sum())
+        labels = np.full(len(ids), IGNORE, dtype=np.int32)
+        labels[trained] = ids[trained]
         spread = None if weights is None else np.repeat(np.concatenate([[1], weights]), sizes).astype(np.float32)
-        return Row(np.concatenate(parts).astype(np.int32), np.concatenate(labels), spread)
+        return Row(ids, labels, spread)
 
     def question(
         self,
