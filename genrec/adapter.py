@@ -387,8 +387,15 @@ class Adapter:
                 self.path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
             )
             return model.eval()
+        model = self.extended_base(tokenization, dtype=dtype, quantised=quantised)
+        lora = PeftModel.from_pretrained(model, self.path, local_files_only=True)
+        return (lora.get_base_model() if quantised else lora.merge_and_unload()).eval()
+
+    def extended_base(
+        self, tokenization: Tokenization, *, dtype: torch.dtype, quantised: bool = False
+    ) -> PreTrainedModel:
+        """The base below a LoRA adapter, on the CPU, with the adapter's identifier rows put in and no LoRA."""
         model = self.base.model(dtype, quantised=quantised)
         resize(model, len(tokenization.tokenizer))
         set_rows(model, identifier_ids(tokenization), load_file(self.path / "rows.safetensors"))
-        lora = PeftModel.from_pretrained(model, self.path, local_files_only=True)
-        return (lora.get_base_model() if quantised else lora.merge_and_unload()).eval()
+        return model

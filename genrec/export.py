@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from genrec import adapter as adapters
@@ -401,10 +400,7 @@ def _split_up(
         _write_beside(adapter, lora)
         with nullcontext(path) if reused else _new_folder(path, overwrite) as base:
             if not reused:
-                model = adapter.base.model(getattr(torch, dtype))
-                adapters.resize(model, len(tokenization.tokenizer))
-                rows = load_file(adapter.path / "rows.safetensors")
-                adapters.set_rows(model, adapters.identifier_ids(tokenization), rows)
+                model = adapter.extended_base(tokenization, dtype=getattr(torch, dtype))
                 _write_model(model, tokenization, base)
                 del model
                 written = {entry.name: files.file_hash(entry) for entry in sorted(base.iterdir())}
