@@ -6,25 +6,31 @@ Histories are integer arrays of item indices, oldest first. Scores are comparabl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from scipy import sparse
+from numpy.typing import ArrayLike, NDArray
+from scipy import linalg, sparse
 
-from genrec import features
-from genrec.errors import ConfigError
+from genrec import features, metrics
+from genrec.config import suggestion
+from genrec.errors import ConfigError, DataError
+from genrec.progress import bar
+from genrec.sasrec import SASRec, SASRecText
 
 Histories = Sequence[NDArray[np.integer]]
 
 
 class Baseline(Protocol):
-    """What every baseline offers."""
+    """What every baseline offers. ``GRID`` holds the settings that ``tune`` tries, the default first."""
+
+    GRID: ClassVar[Sequence[dict[str, Any]]]
 
     @property
-    def parameters(self) -> dict[str, float]:
-        """What the scores depend on beside the data, by name, for reports."""
+    def parameters(self) -> dict[str, Any]:
+        """What the scores depend on beside the data, by name, for reports; the class called with them is the same."""
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         """Learn from training histories (one per user) and the catalogue; the row number in ``items`` is the index."""
@@ -36,8 +42,10 @@ class Baseline(Protocol):
 class Popularity:
     """Every history gets the same scores: the number of training interactions of each item."""
 
+    GRID: ClassVar[Sequence[dict[str, Any]]] = ({},)
+
     @property
-    def parameters(self) -> dict[str, float]:
+    def parameters(self) -> dict[str, Any]:
         return {}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
@@ -74,17 +82,23 @@ class ItemKNN:
     Beauty is Amazon 2014 (5-core), Scientific Amazon 2018 (5-core, as UniSRec prepared it).
     """
 
+    GRID: ClassVar[Sequence[dict[str, Any]]] = (
+        {"decay": 0.6},
+        {"decay": 0.4},
+        {"decay": 0.5},
+        {"decay": 0.7},
+        {"decay": 0.8},
+        {"decay": 0.9},
+        {"decay": 1.0, "window": 1000},
+    )
+
     def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
-        if not 0 < decay <= 1 or window < 1:
-            raise ConfigError(
-                f"ItemKNN needs 0 < decay <= 1 and window >= 1, found {decay} and {window}. "
-                "The usual values are 0.6 and 20."
-            )
+        _check_recency("ItemKNN", decay, window, "0.6 and 20")
         self.decay = decay
         self.window = window
 
     @property
-    def parameters(self) -> dict[str, float]:
+    def parameters(self) -> dict[str, Any]:
         return {"decay": self.decay, "window": self.window}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
@@ -99,81 +113,309 @@ class ItemKNN:
         return self
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        recent = [history[-self.window :] for history in histories]
-        lengths = np.array([len(h) for h in recent], dtype=np.int64)
-        rows = np.repeat(np.arange(len(recent)), lengths)
-        columns = np.concatenate([np.empty(0, np.int64), *recent]).astype(np.int64)
-        ages = np.cumsum(lengths)[rows] - 1 - np.arange(len(columns))
-        weights = (self.decay**ages).astype(np.float32)
-        shape = (len(recent), len(self._popularity))
-        scores = (sparse.csr_matrix((weights, (rows, columns)), shape=shape) @ self._similar).toarray()
-        scores[lengths == 0] = self._popularity
-        return scores
+        recent = _recent(histories, self.decay, self.window, len(self._popularity))
+        return _or_popularity((recent @ self._similar).toarray(), histories, self._popularity)
 
 
-class TransitionsText:
-    """Next-item counts plus text, from the last item alone; nothing is trained.
+class EASE:
+    """Embarrassingly shallow autoencoder (Steck, 2019, WWW), a linear item-to-item model in closed form, with recency.
 
-    The score of item i after the last item j is ``count(j -> i) / count(j -> any) ** power + cos(text(j), text(i))``:
-    how often i directly followed j in training, and the cosine of their TF-IDF vectors (``features.text``). An empty
-    history is scored by popularity.
+    With X the matrix of who consumed what and ``P = (X'X + l2 I)^-1``, the weight of item j on item i is
+    ``-P[j, i] / P[i, i]``, and 0 on itself. The score of i after h_1 ... h_n is the sum of the weights of its last
+    ``window`` items, those t steps back times ``decay ** t``; decay 1 and a window over the whole history are Steck's
+    EASE. An empty history is scored by popularity.
 
     Args:
-        power: 1 makes the first part a conditional probability, 0 leaves the plain count; between 0 and 1.
+        l2: Ridge penalty, > 0.
+        decay, window: As in ``ItemKNN``.
 
-    The default power is the best of these, measured as for ``ItemKNN``:
+    The matrix is inverted in place, in float32: fitting holds at most two dense float32 matrices of n_items x n_items,
+    3.2 GB for 20,000 items, and the fitted model one of them. Time grows with the cube of n_items, so ``fit`` raises a
+    DataError beyond ``MOST_ITEMS``.
 
-    ==============  =====  =====  =====  =====  =====
-    power               0   0.25    0.5   0.75      1
-    ==============  =====  =====  =====  =====  =====
-    MovieLens-100K  .0734  .0735  .0682  .0412  .0243
-    Beauty          .0668  .0705  .0691  .0626  .0555
-    Scientific      .0705  .0743  .0775  .0764  .0755
-    relative mean    .952   .986   .969   .811   .698
-    ==============  =====  =====  =====  =====  =====
+    The default is the best of these, measured as for ``ItemKNN`` and relative to the best of any l2 (decay 1 over the
+    whole history):
+
+    ==============  =====  =====  =====  =====  =====  =====
+    decay             0.5    0.6    0.7    0.8    0.9      1
+    ==============  =====  =====  =====  =====  =====  =====
+    l2 = 500
+    MovieLens-100K  .1097  .1156  .1175  .1207  .1232  .0792
+    Beauty          .0578  .0579  .0567  .0547  .0521  .0485
+    Scientific      .0887  .0903  .0913  .0919  .0906  .0876
+    relative mean    .934   .956   .958   .958   .945   .796
+    l2 = 100
+    MovieLens-100K  .0903  .0937  .0981  .1040  .1112  .0878
+    Beauty          .0579  .0599  .0598  .0589  .0562  .0513
+    ==============  =====  =====  =====  =====  =====  =====
     """
 
-    def __init__(self, *, power: float = 0.25) -> None:
-        if not 0 <= power <= 1:
-            raise ConfigError(f"TransitionsText needs a power between 0 and 1, found {power}. The usual value is 0.25.")
-        self.power = power
+    MOST_ITEMS: ClassVar[int] = 20_000
+    GRID: ClassVar[Sequence[dict[str, Any]]] = (
+        {},
+        {"l2": 100.0},
+        {"l2": 100.0, "decay": 0.9},
+        {"decay": 0.9},
+        {"l2": 1000.0, "decay": 0.8},
+        {"decay": 1.0, "window": 1000},
+    )
+
+    def __init__(self, *, l2: float = 500.0, decay: float = 0.7, window: int = 20) -> None:
+        if not l2 > 0:
+            raise ConfigError(f"EASE needs an l2 above 0, found {l2}. Usual values are 100 to 1000.")
+        _check_recency("EASE", decay, window, "0.7 and 20")
+        self.l2 = l2
+        self.decay = decay
+        self.window = window
 
     @property
-    def parameters(self) -> dict[str, float]:
-        return {"power": self.power}
+    def parameters(self) -> dict[str, Any]:
+        return {"l2": self.l2, "decay": self.decay, "window": self.window}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         n_items = items.height
+        if n_items > self.MOST_ITEMS:
+            raise DataError(
+                f"EASE inverts a matrix of items x items and is meant for at most {self.MOST_ITEMS:,} items; the "
+                f"catalogue has {n_items:,}. Leave 'ease' out of the baselines; 'item_knn' stays sparse."
+            )
         self._popularity = _popularity(train, n_items)
-        pairs = [np.empty((2, 0), np.int64)] + [np.stack([h[:-1], h[1:]]) for h in train if len(h) > 1]
-        before, after = np.concatenate(pairs, axis=1).astype(np.int64)
-        scale = np.maximum(np.bincount(before, minlength=n_items), 1) ** -self.power
-        values = scale[before].astype(np.float32)
-        self._transitions = sparse.csr_matrix((values, (before, after)), shape=(n_items, n_items))
+        users = features.interaction_matrix(train, n_items)
+        gram = (users.T @ users).toarray(order="F").astype(np.float32, copy=False)
+        gram[np.diag_indices(n_items)] += self.l2
+        # Cholesky, then the inverse from the factor. Both work in place and fill the lower triangle alone.
+        inverse, failed = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
+        if not failed:
+            inverse, failed = linalg.lapack.spotri(inverse, lower=1, overwrite_c=1)
+        if failed:
+            raise ConfigError(f"EASE: the matrix cannot be inverted with l2 = {self.l2}. Raise l2; 100 is usual.")
+        for start in range(0, n_items, 1024):
+            stop = start + 1024
+            inverse[start:stop, stop:] = inverse[stop:, start:stop].T
+            corner = np.tril(inverse[start:stop, start:stop])
+            inverse[start:stop, start:stop] = corner + np.tril(corner, -1).T
+        inverse /= -np.diag(inverse).copy()
+        inverse[np.diag_indices(n_items)] = 0
+        self._weights = np.ascontiguousarray(inverse)
+        return self
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        recent = _recent(histories, self.decay, self.window, len(self._popularity))
+        return _or_popularity(recent @ self._weights, histories, self._popularity)
+
+
+class Text:
+    """Items that read like the last ones; nothing is learnt, so it is the baseline for items without interactions.
+
+    The score of item i after h_1 ... h_n is the sum over the last ``window`` items of
+    ``decay ** (n - t) * cos(text(h_t), text(i))``, the cosine of their TF-IDF vectors (``features.text``). An empty
+    history is scored by popularity.
+
+    Args:
+        decay, window: As in ``ItemKNN``.
+    """
+
+    GRID: ClassVar[Sequence[dict[str, Any]]] = (
+        {"decay": 0.6},
+        {"decay": 0.2},
+        {"decay": 0.4},
+        {"decay": 0.8},
+        {"decay": 1.0},
+    )
+
+    def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
+        _check_recency("Text", decay, window, "0.6 and 20")
+        self.decay = decay
+        self.window = window
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"decay": self.decay, "window": self.window}
+
+    def fit(self, train: Histories, items: pl.DataFrame) -> Self:
+        self._popularity = _popularity(train, items.height)
         self._text = features.text(items)
         self._text_columns = self._text.T.tocsr()
         return self
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        some = np.array([len(h) > 0 for h in histories], dtype=bool)
-        scores = np.tile(self._popularity, (len(histories), 1))
-        # Many histories end with the same item, so each last item is scored once.
-        last, row = np.unique([int(h[-1]) for h in histories if len(h)], return_inverse=True)
-        last = last.astype(np.int64)
-        scored = self._transitions[last].toarray() + (self._text[last] @ self._text_columns).toarray()
-        scores[some] = scored[row]
-        return scores
+        recent = _recent(histories, self.decay, self.window, len(self._popularity))
+        return _or_popularity(_cosines(recent @ self._text, self._text_columns), histories, self._popularity)
+
+
+class TransitionsText:
+    """Counts of the items that came next after the last items, plus text; nothing is trained.
+
+    The score of item i after h_1 ... h_n is the sum over its last ``window`` items of ``decay ** (n - t)`` times
+    ``count(h_t, i) / count(h_t) ** power + text * cos(text(h_t), text(i))``. count(j, i) is how often i followed j in
+    training, d events later (at most ``reach``) weighted with 1 / d, plus ``back`` times how often j followed i in the
+    same way; count(j) is how often anything followed j directly; the cosine is that of TF-IDF vectors
+    (``features.text``). An empty history is scored by popularity.
+
+    Args:
+        decay, window: As in ``ItemKNN``.
+        power: 1 divides by how often j was followed, 0 leaves the plain counts; between 0 and 1.
+        reach: Events between two items that still count, >= 1; 1: direct followers alone.
+        back: Weight of the other direction, from 0 to 1.
+        text: Weight of the cosine, >= 0.
+
+    TABLE
+    """
+
+    GRID: ClassVar[Sequence[dict[str, Any]]] = (
+        {},
+        {"back": 0.0},
+        {"text": 1.0},
+        {"text": 4.0},
+        {"decay": 0.5},
+        {"decay": 0.5, "back": 0.0},
+        {"decay": 0.5, "back": 0.0, "text": 1.0},
+        {"decay": 0.3, "back": 0.0, "text": 1.0},
+        {"decay": 0.8, "back": 1.0},
+        {"power": 0.5},
+    )
+
+    def __init__(
+        self,
+        *,
+        decay: float = 0.7,
+        window: int = 20,
+        power: float = 0.25,
+        reach: int = 10,
+        back: float = 0.5,
+        text: float = 2.0,
+    ) -> None:
+        _check_recency("TransitionsText", decay, window, "0.7 and 20")
+        if not (0 <= power <= 1 and reach >= 1 and 0 <= back <= 1 and text >= 0):
+            raise ConfigError(
+                "TransitionsText needs power and back between 0 and 1, reach >= 1 and text >= 0, "
+                f"found {power}, {back}, {reach} and {text}. The usual values are 0.25, 0.5, 10 and 2."
+            )
+        self.decay, self.window = decay, window
+        self.power, self.reach, self.back, self.text = power, reach, back, text
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("decay", "window", "power", "reach", "back", "text")}
+
+    def fit(self, train: Histories, items: pl.DataFrame) -> Self:
+        n_items = items.height
+        self._popularity = _popularity(train, n_items)
+        shape = (n_items, n_items)
+        counts = sparse.csr_matrix(shape, dtype=np.float32)
+        scale = np.ones(n_items)
+        for distance in range(1, self.reach + 1):
+            pairs = [np.empty((2, 0), np.int64)]
+            pairs += [np.stack([h[:-distance], h[distance:]]) for h in train if len(h) > distance]
+            before, after = np.concatenate(pairs, axis=1).astype(np.int64)
+            if distance == 1:
+                scale = np.maximum(np.bincount(before, minlength=n_items), 1) ** -float(self.power)
+            weight = np.full(len(before), 1 / distance, dtype=np.float32)
+            counts = counts + sparse.csr_matrix((weight, (before, after)), shape=shape)
+        if self.back:
+            counts = counts + self.back * counts.T
+        self._transitions = (sparse.diags(scale) @ counts).tocsr().astype(np.float32)
+        self._text = features.text(items)
+        self._text_columns = self._text.T.tocsr()
+        return self
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        recent = _recent(histories, self.decay, self.window, len(self._popularity))
+        scores = (recent @ self._transitions).toarray()
+        if self.text:
+            scores += np.float32(self.text) * _cosines(recent @ self._text, self._text_columns)
+        return _or_popularity(scores, histories, self._popularity)
 
 
 BASELINES: dict[str, type[Baseline]] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
+    "ease": EASE,
     "transitions_text": TransitionsText,
+    "text": Text,
+    "sasrec": SASRec,
+    "sasrec_text": SASRecText,
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What tuning chose.
+
+    ``options`` builds the baseline again, ``settings`` holds every setting that was tried with its NDCG@10 and
+    recall@10 on the validation cases, in the order tried, and ``baseline`` is the chosen one, fitted.
+    """
+
+    options: dict[str, Any]
+    settings: list[dict[str, Any]]
+    baseline: Baseline
+
+
+def tune(
+    name: str,
+    train: Histories,
+    items: pl.DataFrame,
+    histories: Histories,
+    targets: ArrayLike,
+    *,
+    exclude_seen: bool = True,
+) -> Tuned:
+    """Fit every setting of the baseline's ``GRID`` and keep the one with the best NDCG@10 on validation cases.
+
+    The whole catalogue is ranked. SASRec is validated as it trains, and the epoch that was best is part of its options;
+    of two settings that are equal, the earlier one is kept.
+
+    Args:
+        name: Out of ``BASELINES``.
+        train: Training histories, one per user.
+        items: The catalogue.
+        histories: n validation histories, oldest first. Test cases have no place here.
+        targets: int [n], the item that came next.
+        exclude_seen: Rank the items of the history last, as the report does.
+    """
+    if name not in BASELINES:
+        raise ConfigError(f"unknown baseline {name!r}. {suggestion(name, BASELINES)}")
+    wanted = np.asarray(targets, dtype=np.int64)
+    if not len(wanted) or len(wanted) != len(histories):
+        raise DataError(
+            f"tuning {name} needs validation cases, found {len(histories)} histories and {len(wanted)} targets. "
+            "Choose a split that holds validation events, or do not tune."
+        )
+    build = BASELINES[name]
+    settings: list[dict[str, Any]] = []
+    chosen: Baseline | None = None
+
+    def measure(baseline: Baseline) -> dict[str, float]:
+        ranks = _ranks(baseline, histories, wanted, exclude_seen)
+        return {"ndcg@10": float(metrics.ndcg(ranks, 10).mean()), "recall@10": float(metrics.recall(ranks, 10).mean())}
+
+    def keep(baseline: Baseline) -> None:
+        nonlocal chosen
+        found = measure(baseline)
+        if chosen is None or found["ndcg@10"] > max(setting["ndcg@10"] for setting in settings):
+            chosen = baseline
+        settings.append({"options": baseline.parameters, **found})
+
+    if issubclass(build, SASRec):
+        for number, options in enumerate(build.GRID, 1):
+            title = f"tuning {name}, setting {number} of {len(build.GRID)}"
+            keep(build(**options).fit(train, items, lambda network: measure(network)["ndcg@10"], title=title))
+    else:
+        with bar(f"tuning {name}", len(build.GRID)) as advance:
+            for options in build.GRID:
+                keep(build(**options).fit(train, items))
+                advance(note=f"NDCG@10 {settings[-1]['ndcg@10']:.4f}")
+    assert chosen is not None  # No grid is empty.
+    return Tuned(chosen.parameters, settings, chosen)
+
+
 def recommend(
-    baseline: Baseline, histories: Histories, k: int, exclude_seen: bool = True, batch: int = 256
+    baseline: Baseline,
+    histories: Histories,
+    k: int,
+    exclude_seen: bool = True,
+    batch: int = 256,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """The k items that a fitted baseline scores highest for each history.
 
@@ -183,6 +425,7 @@ def recommend(
         k: Length of the lists, >= 1.
         exclude_seen: Leave out the items of the history.
         batch: Histories scored at once; ``batch`` x n_items floats are held in memory.
+        allowed: bool [n_items], the items that may be recommended, such as those without interactions; None: all.
 
     Returns:
         int32 [n, k] best first, ties by item index, padded with -1 when fewer than k items are left.
@@ -193,9 +436,15 @@ def recommend(
     for start in range(0, len(histories), batch):
         part = histories[start : start + batch]
         scores = baseline.scores(part)
+        if allowed is not None:
+            if allowed.dtype != np.bool_ or allowed.shape != scores.shape[1:]:
+                raise DataError(
+                    f"allowed must be bool [{scores.shape[1]}], one for each item, found {allowed.dtype} "
+                    f"{list(allowed.shape)}. Pass a mask over the catalogue."
+                )
+            scores[:, ~allowed] = -np.inf
         if exclude_seen:
-            for row, history in enumerate(part):
-                scores[row, history] = -np.inf
+            _exclude(scores, part)
         lists[start : start + batch] = features.top_k(scores, k)
     return lists
 
@@ -206,3 +455,60 @@ def _popularity(train: Histories, n_items: int) -> NDArray[np.float32]:
     return np.bincount(np.concatenate([np.empty(0, np.int64), *train]).astype(np.int64), minlength=n_items).astype(
         np.float32
     )
+
+
+def _check_recency(name: str, decay: float, window: int, usual: str) -> None:
+    if not 0 < decay <= 1 or window < 1:
+        raise ConfigError(
+            f"{name} needs 0 < decay <= 1 and window >= 1, found {decay} and {window}. The usual values are {usual}."
+        )
+
+
+def _recent(histories: Histories, decay: float, window: int, n_items: int) -> sparse.csr_matrix:
+    """The last ``window`` items of each history, weighted ``decay`` per step back: float32 csr [n, n_items]."""
+    recent = [history[-window:] for history in histories]
+    lengths = np.array([len(h) for h in recent], dtype=np.int64)
+    rows = np.repeat(np.arange(len(recent)), lengths)
+    columns = np.concatenate([np.empty(0, np.int64), *recent]).astype(np.int64)
+    ages = np.cumsum(lengths)[rows] - 1 - np.arange(len(columns))
+    weights = (decay**ages).astype(np.float32)
+    return sparse.csr_matrix((weights, (rows, columns)), shape=(len(recent), n_items))
+
+
+def _or_popularity(
+    scores: NDArray[np.float32], histories: Histories, popularity: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The scores, with those of empty histories replaced."""
+    scores[np.array([len(history) == 0 for history in histories], dtype=bool)] = popularity
+    return scores
+
+
+def _cosines(asked: sparse.csr_matrix, columns: sparse.csr_matrix) -> NDArray[np.float32]:
+    """``asked`` [n, V] times ``columns`` [V, n_items], dense; only the words that are asked for are made dense."""
+    words = np.unique(asked.indices)
+    return np.ascontiguousarray((columns[words].T @ asked[:, words].toarray().T).T, dtype=np.float32)
+
+
+def _exclude(scores: NDArray[np.float32], histories: Histories) -> None:
+    for row, history in enumerate(histories):
+        scores[row, history] = -np.inf
+
+
+def _ranks(
+    baseline: Baseline, histories: Histories, targets: NDArray[np.int64], exclude_seen: bool, batch: int = 256
+) -> NDArray[np.int64]:
+    """Rank of each target in the full catalogue, from 1, ties by item index as in ``recommend``; 0 if excluded."""
+    ranks = np.zeros(len(targets), dtype=np.int64)
+    # Histories of like length are scored together, which spares a sequence model the padding.
+    order = np.argsort([len(history) for history in histories], kind="stable")
+    for start in range(0, len(order), batch):
+        cases = order[start : start + batch]
+        part = [histories[case] for case in cases]
+        scores = baseline.scores(part)
+        if exclude_seen:
+            _exclude(scores, part)
+        own = scores[np.arange(len(cases)), targets[cases]][:, None]
+        # What comes before a target: larger scores, and equal ones of items that stand before it.
+        before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < targets[cases][:, None]))
+        ranks[cases] = np.where(own[:, 0] == -np.inf, 0, before.sum(axis=1) + 1)
+    return ranks

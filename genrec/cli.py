@@ -37,7 +37,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 other error, 2 wrong usage, 3 configuration, 4 data, 5 prompt, 6 identifiers, "
     "7 adapter or base, 8 decoding, 9 storage, 130 interrupted.",
 )
-data_app = typer.Typer(help="Fetch, import and inspect data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch, import, export and inspect data sets.", no_args_is_help=True)
 ids_app = typer.Typer(help="Build and inspect identifiers.", no_args_is_help=True)
 base_app = typer.Typer(help="Make small bases.", no_args_is_help=True)
 prompts_app = typer.Typer(help="List, show, check and render prompts.", no_args_is_help=True)
@@ -60,7 +60,7 @@ def _print_bench(done: Any) -> None:
 
 
 bench_app = typer.Typer(
-    help="Measure decoding, tries and training on this machine.", no_args_is_help=True, result_callback=_print_bench
+    help="Measure decoding, tries, training and accuracy here.", no_args_is_help=True, result_callback=_print_bench
 )
 for name, part in (
     ("data", data_app),
@@ -137,13 +137,25 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 def _print_report(title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    from genrec.evaluation import cell
+    from genrec.report import cell
 
     cuts = sorted({int(name.split("@")[1]) for name in next(iter(rows.values()))})
     k = 10 if 10 in cuts else cuts[-1]
     shown = [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"]  # With intervals, more would not fit 80 columns.
     table = [[name, *(cell(row[metric]) for metric in shown)] for name, row in rows.items()]
     _print_table(title, ["", *shown], table, right=tuple(range(1, len(shown) + 1)))
+
+
+def _print_tests(tests: list[dict[str, Any]]) -> None:
+    """One line a test: who is ahead, by how much, and how sure that is."""
+    for test in tests:
+        names, values = (test["a"], test["b"]), (test["difference"], test["low"], test["high"])
+        if test["difference"] < 0:
+            names, values = names[::-1], (-test["difference"], -test["high"], -test["low"])
+        more, low, high = values
+        told = "beats" if test["p_holm"] < 0.05 else "is ahead of, but cannot be told from,"
+        metric, p = test["metric"], test["p_holm"]
+        print(f"{names[0]} {told} {names[1]}: {metric} {more:+.4f} [{low:+.4f}, {high:+.4f}], Holm-corrected p {p:.4f}")
 
 
 @app.command()
@@ -231,7 +243,7 @@ def data_fetch(
 def data_import(
     out: Annotated[Path, typer.Option(help="The data set folder to write, such as data/shop.")],
     paths: Annotated[list[Path] | None, typer.Argument(help="A folder, or a log, items… and users… files.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Of the files; unset: by their names.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Such as amazon; unset: what files show.")] = None,
     interactions: Annotated[list[Path] | None, typer.Option(help="A log, whatever its name.")] = None,
     items: Annotated[Path | None, typer.Option(help="The catalogue, whatever its name.")] = None,
     users: Annotated[Path | None, typer.Option(help="The users table, whatever its name.")] = None,
@@ -243,6 +255,7 @@ def data_import(
     keep_seen: Annotated[bool, typer.Option(help="Items may be taken again: leave out none of a history.")] = False,
     core: Annotated[int, typer.Option(help="Keep users and items with at least so many interactions.")] = 0,
     on_bad_row: Annotated[Literal["fail", "skip"], typer.Option(help="Stop at them, or save and skip them.")] = "fail",
+    all_items: Annotated[bool, typer.Option(help="Of Amazon's metadata, items without reviews too.")] = False,
     name: Annotated[str | None, typer.Option(help="Of the data set; unset: the name of the folder.")] = None,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -273,11 +286,32 @@ def data_import(
         exclude_seen=not keep_seen,
         name=name or out.name,
         on_bad_row=on_bad_row,
+        all_items=all_items,
     )
     if core:
         data = data.k_core(core, core)
     data.save(out, overwrite=overwrite)
     _print_summary(str(out), data.summary(), json_)
+
+
+@data_app.command("export")
+def data_export(
+    data: Annotated[Path, typer.Argument(help="A data set folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; its files are called as it is.")],
+    to: Annotated[Literal["recbole"], typer.Option(help="recbole: its atomic files (.inter, .item, .user).")],
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write a data set in another library's format, and say what that cannot carry."""
+    from genrec.dataset import Dataset
+    from genrec.readers import export_recbole
+
+    lost = export_recbole(Dataset.load(data), out, overwrite=overwrite)
+    written = sorted(str(path) for path in out.iterdir())
+    if json_:
+        _print_json({"files": written, "lost": lost})
+    else:
+        print(*written, *(f"not carried: {loss}" for loss in lost), sep="\n")
 
 
 @data_app.command("inspect")
@@ -371,24 +405,26 @@ def base_create(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as adapters/shop.toml.")],
     assignments: Assignments = None,
+    name: Annotated[str | None, typer.Option(help="Of the adapter; unset: the recipe's.")] = None,
     overwrite: Overwrite = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where this run was interrupted.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what the run would take.")] = False,
     json_: Json = False,
 ) -> None:
-    """Train as a recipe says; writes adapters/NAME, where NAME is the recipe's."""
+    """Train as a recipe says; writes adapters/NAME, where NAME is the recipe's or that of --name."""
     from genrec.adapter import Adapter
     from genrec.training import estimate, is_main
     from genrec.training import train as run
 
     if dry_run:
-        found = estimate(recipe, assignments=assignments or [])
+        found = estimate(recipe, name=name, assignments=assignments or [])
         if is_main() and json_:
             _print_json(asdict(found))
         elif is_main():
             _print_table(f"genrec train {recipe}", ["", ""], found.table())
         return
-    out = Path(os.path.relpath(run(recipe, assignments=assignments or [], overwrite=overwrite, resume=resume)))
+    made = run(recipe, name=name, assignments=assignments or [], overwrite=overwrite, resume=resume)
+    out = Path(os.path.relpath(made))
     if not is_main():  # Of several processes one speaks.
         return
     kept = Adapter.load(out).manifest["kept"]
@@ -470,31 +506,65 @@ def batch_(
 
 @app.command("eval")
 def eval_(
-    spec: Annotated[Path, typer.Argument(help="A spec, such as eval/shop.toml.")],
+    spec: Annotated[Path | None, typer.Argument(help="A spec, such as eval/shop.toml.")] = None,
     assignments: Assignments = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Lists from elsewhere, to score beside: Parquet or CSV with user_id, rank, item_id."),
+    ] = None,
+    tune_baselines: Annotated[
+        bool, typer.Option("--tune-baselines", help="Choose the baselines' options on validation first, and keep them.")
+    ] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two reports or specs that were evaluated, to test against each other."),
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     json_: Json = False,
 ) -> None:
-    """Evaluate adapters and baselines on one split; the report goes to eval/results/."""
-    from genrec.evaluation import evaluate, question_table
+    """Evaluate adapters, baselines and other lists on one split; the report goes to eval/results/."""
+    from genrec.report import Report, question_table
+
+    if compare is not None:
+        if spec is not None or against or tune_baselines:
+            raise typer.BadParameter("--compare reads two saved reports; leave SPEC and the other options out.")
+        from genrec import comparison
+
+        paths = [comparison.saved_report(name) for name in compare]
+        both = comparison.compare(*(Report.load(path) for path in paths))
+        if json_:
+            _print_json({"name": both.name, "rows": both.rows, "tests": both.tests})
+            return
+        _print_report(both.name, both.rows)
+        _print_tests([{**test, "a": f"A: {test['a']}", "b": f"B: {test['b']}"} for test in both.tests])
+        written = comparison.save(both, paths[0].parent)
+        print(f"page: {written.with_suffix('.html')}")
+        print(f"report: {written}")
+        return
+    if spec is None:
+        raise typer.BadParameter("write genrec eval eval/shop.toml, or genrec eval --compare A B.", param_hint="SPEC")
+    from genrec.evaluation import evaluate
     from genrec.recommender import Recommender
 
     load = partial(Recommender.load, device=device, dtype=dtype)
-    report = evaluate(spec, assignments=assignments or [], load=load)
+    report = evaluate(
+        spec, assignments=assignments or [], load=load, against=against or (), tune_baselines=tune_baselines
+    )
     written = report.save(spec.absolute().parent / "results")
     if json_:
-        shown = {"name": report.name, "protocol": report.protocol, "rows": report.rows}
-        _print_json(shown | ({"questions": report.questions} if report.questions else {}))
-    else:
-        _print_report(f"{report.name}: {report.protocol['split']}, {report.protocol['cases']} cases", report.rows)
-        for prompt, found in report.questions.items():
-            columns, rows = question_table(found)
-            _print_table(f"{prompt} (95% intervals)", columns, rows, right=tuple(range(1, len(columns) - 1)))
-            for label, row in found.items():
-                for note in row["notes"]:
-                    print(f"{label}: {note}")
-        print(f"report: {written}")
+        _print_json(json.loads(written.with_suffix(".json").read_text(encoding="utf-8")))
+        return
+    _print_report(f"{report.name}: {report.protocol['split']}, {report.protocol['cases']} cases", report.rows)
+    _print_tests(report.tests)
+    for prompt, found in report.questions.items():
+        columns, rows = question_table(found)
+        _print_table(f"{prompt} (95% intervals)", columns, rows, right=tuple(range(1, len(columns) - 1)))
+        for label, row in found.items():
+            for note in row["notes"]:
+                print(f"{label}: {note}")
+    print(f"page: {written.with_suffix('.html')}")
+    print(f"report: {written}")
 
 
 @app.command()
@@ -698,6 +768,7 @@ def prompts_render(
 bench_app.command("decode")(commands.decode)
 bench_app.command("trie")(commands.trie)
 bench_app.command("train")(commands.train)
+bench_app.command("accuracy")(commands.accuracy)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ class Recipe:
         features: Dimensions of the text vectors, and as many again of the collaborative ones.
         dtype: Of the weights that are loaded: ``float32`` or ``bfloat16``.
         rows_learning_rate: Of the identifier rows; unset: that of everything else.
+        negatives: Tokens, drawn anew at every step, that the softmax of training is over beside the target; 0: all.
         seed: Of everything that is drawn but the split.
         training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...) out of ``options.TRAINING_KEYS``.
         lora: Keys of PEFT's ``LoraConfig`` (r, lora_alpha, target_modules, ...), passed through.
@@ -122,6 +123,7 @@ class Recipe:
     features: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     rows_learning_rate: float | None = None
+    negatives: int = 0
     seed: int = 0
     identifiers: IdentifierRecipe | None = None
     walks: WalkRecipe = WalkRecipe()
@@ -148,6 +150,12 @@ class Recipe:
                                   'the whole embedding alike. Remove it, or set tuning = "lora".')  # fmt: skip
             if not 0 <= self.rows_learning_rate < math.inf:
                 raise ConfigError(f"recipe: rows_learning_rate is {self.rows_learning_rate}. It is at least 0.")
+        if self.negatives < 0 or self.negatives in range(1, 8):
+            raise ConfigError(f"recipe: negatives is {self.negatives}. It is 0 (the whole vocabulary) or at least 8, "
+                              "such as 2048.")  # fmt: skip
+        if self.negatives and self.training.get("label_smoothing_factor"):
+            raise ConfigError("recipe: training.label_smoothing_factor spreads over the whole vocabulary, and negatives "
+                              f"is {self.negatives}, a part of it. Set one of the two to 0.")  # fmt: skip
         if self.walks.share < 0 or not 0 <= self.walks.alone < 1:
             raise ConfigError(f"recipe: walks.share is {self.walks.share} (at least 0), walks.alone "
                               f"{self.walks.alone} (at least 0, below 1).")  # fmt: skip
@@ -184,6 +192,8 @@ class Spec:
         data: A data set folder.
         adapters: Name of a row of the report -> adapter folder.
         baselines: Names out of ``genrec.baselines.BASELINES``.
+        against: Files of lists that something else made, Parquet or CSV (see ``genrec.foreign_lists``); a row of the
+            report is called by the file's name without its ending.
         split, ties, split_seed: See ``Dataset.split``.
         k: Cut-offs of the metrics.
         num_beams: Beams per user; at least the largest ``k``.
@@ -195,10 +205,11 @@ class Spec:
     data: str
     adapters: dict[str, str] = field(default_factory=dict)
     baselines: tuple[str, ...] = ("popularity", "item_knn", "transitions_text")
+    against: tuple[str, ...] = ()
     split: SplitKind = "leave_one_out"
     ties: Ties = "file"
     split_seed: int = 0
-    k: tuple[int, ...] = (5, 10, 20)
+    k: tuple[int, ...] = (1, 5, 10, 20, 50)
     num_beams: int = 50
     users: int = 0
     exclude_seen: bool | None = None
@@ -216,12 +227,14 @@ class Spec:
         names = [question.prompt for question in self.questions]
         if len(set(names)) < len(names):
             raise ConfigError(f"spec: questions name a prompt twice: {names}. Keep one of the two.")
-        if not self.k or min(self.k) < 1:
-            raise ConfigError(f"spec: k is {list(self.k)}. It lists cut-offs of at least 1, such as [5, 10].")
+        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
+            raise ConfigError(
+                f"spec: k is {list(self.k)}. It lists cut-offs of at least 1, each once, such as [5, 10]."
+            )
         if self.num_beams < max(self.k):
             raise ConfigError(f"spec: num_beams is {self.num_beams}, below the largest k, {max(self.k)}.")
-        if not self.adapters and not self.baselines:
-            raise ConfigError("spec: neither adapters nor baselines are given; there is nothing to evaluate.")
+        if not self.adapters and not self.baselines and not self.against:
+            raise ConfigError("spec: neither adapters nor baselines nor lists are given; there is nothing to evaluate.")
         if min(self.users, self.seed, self.split_seed) < 0:
             raise ConfigError(f"spec: users is {self.users}, seed is {self.seed}, split_seed is {self.split_seed}. "
                               "All are at least 0.")  # fmt: skip

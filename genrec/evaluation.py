@@ -1,230 +1,228 @@
-"""Evaluation: full-catalogue ranking at item level of adapters and baselines on one split, the answers of adapters to
-questions about the test events, and the report of it.
+"""Evaluation: full-catalogue ranking of adapters, baselines and lists brought from elsewhere, on one split.
 
 Every list is scored by the same metrics on the same cases, and the report states the protocol: data hash, split,
-order within equal timestamps, what is a positive, whether seen items are left out, beams, versions.
+order within equal timestamps, what is a positive, whether seen items are left out, beams, versions. Baselines are
+fitted, and tuned, on what comes before the test cases: what does so is handed no test case.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
-from genrec import files, metrics, progress
+from genrec import features, files, metrics, progress
 from genrec.adapter import versions
-from genrec.baselines import BASELINES
+from genrec.baselines import BASELINES, Baseline, tune
 from genrec.baselines import recommend as recommend_baseline
-from genrec.config import Question, Spec, as_table, load_spec, suggestion, workspace_of
+from genrec.comparison import headline, paired_tests
+from genrec.config import Spec, as_table, load_spec, suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, LeakError
+from genrec.foreign_lists import read_lists
+from genrec.questions import ask
 from genrec.recommender import Recommender
-from genrec.splits import Split
-from genrec.tokenization import event_answers
+from genrec.report import Report
+from genrec.segments import segments
+from genrec.significance import interval
+from genrec.splits import Cases, Split, histories_hash
 
 _CHUNK = 256  # Users per call of an engine, so that the progress bar moves.
+_EXAMPLES, _SHOWN, _EVENTS = 10, 5, 8  # Example users, places of their lists and events of their histories.
+
+Lists = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What an evaluation found.
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """What every recommender of one evaluation is asked by."""
 
-    Attributes:
-        name: Of the spec.
-        spec: The spec as tables.
-        protocol: What was measured, and how.
-        rows: Name of a recommender -> ``{"recall@10": {"mean": ..., "low": ..., "high": ...}, ...}`` with 95% bootstrap
-            intervals over users, and ``coverage@k`` with a mean alone.
-        questions: Name of a prompt -> name of an adapter -> what ``ask`` found.
-        lists: Name of a recommender -> int32 [cases, max(k)] item indices, padded with -1.
-    """
-
-    name: str
-    spec: dict[str, Any]
-    protocol: dict[str, Any]
-    rows: dict[str, dict[str, dict[str, float]]]
-    lists: dict[str, np.ndarray]
-    questions: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-
-    def markdown(self) -> str:
-        """The table and the protocol as Markdown."""
-        columns = list(next(iter(self.rows.values())))
-        lines = [f"# {self.name}", "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        for name, row in self.rows.items():
-            lines.append(f"| {name} | " + " | ".join(cell(row[column]) for column in columns) + " |")
-        lines += ["", "Means over test cases, with 95% bootstrap intervals over users.", ""]
-        for prompt, found in self.questions.items():
-            columns, rows = question_table(found)
-            lines += [f"## {prompt}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-            lines += ["| " + " | ".join(row) + " |" for row in rows]
-            lines += ["", *(f"- {label}: {note}" for label, row in found.items() for note in row["notes"]), ""]
-        lines += [f"- {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in self.protocol.items()]
-        return "\n".join(lines) + "\n"
-
-    def save(self, folder: Path) -> Path:
-        """Write ``NAME.json`` and ``NAME.md`` into ``folder``; returns the Markdown file."""
-        table = {"name": self.name, "spec": self.spec, "protocol": self.protocol, "rows": self.rows}
-        table["questions"] = self.questions
-        files.write_text(folder / f"{self.name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        files.write_text(folder / f"{self.name}.md", self.markdown())
-        return folder / f"{self.name}.md"
-
-
-def cell(value: dict[str, float]) -> str:
-    """One metric as text: ``.1234 [.1100, .1360]``, or the mean alone where there is no interval."""
-
-    def short(number: float) -> str:
-        return f"{number:.4f}".removeprefix("0")
-
-    return short(value["mean"]) + (f" [{short(value['low'])}, {short(value['high'])}]" if "low" in value else "")
-
-
-def question_table(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """What adapters found of one question as columns and rows of text: metrics beside what always says the same."""
-    names = list(dict.fromkeys(name for row in found.values() for name in row["metrics"]))
-    rows = []
-    for label, row in found.items():
-        shares = ", ".join(f"{answer}: {share:.1%}" for answer, share in row["shares"].items())
-        cells = [cell(row["metrics"][name]) if name in row["metrics"] else "" for name in names]
-        rows.append([label, *cells, f"{row['cases']:,}", shares])
-    return ["", *names, "cases", "answers"], rows
+    spec: Spec
+    data: Dataset
+    cases: Cases
+    exclude_seen: bool
+    cold: NDArray[np.int64]  # Positions of the cases whose target has no training interaction.
+    cold_items: NDArray[np.bool_]
 
 
 def measure(
-    recommended: np.ndarray, targets: np.ndarray, ks: Sequence[int], n_items: int
+    recommended: np.ndarray, targets: np.ndarray, ks: Sequence[int], background: metrics.Background
 ) -> dict[str, dict[str, float]]:
-    """Every metric at every cut-off of ranked lists int32 [cases, n], padded with -1: mean and 95% interval."""
+    """Every metric at every cut-off of ranked lists int32 [cases, n], padded with -1.
+
+    Returns:
+        ``NAME@k`` -> mean and 95% interval of the metrics of ranks, and the mean alone of the metrics of lists, over
+        the cases that have a value. A metric that no case has a value of (the diversity of one item) is left out.
+    """
     place = metrics.ranks(recommended, targets)
     row: dict[str, dict[str, float]] = {}
     for name, metric in metrics.METRICS.items():
         for k in ks:
-            row[f"{name}@{k}"] = metrics.interval(metric(place, k))
-    for k in ks:
-        row[f"coverage@{k}"] = {"mean": float(metrics.coverage(recommended, k, n_items))}
+            row[f"{name}@{k}"] = interval(metric(place, k))
+    for name, list_metric in metrics.LIST_METRICS.items():
+        for k in ks:
+            values = np.atleast_1d(list_metric(recommended, k, background))
+            if not np.isnan(values).all():
+                row[f"{name}@{k}"] = {"mean": float(np.nanmean(values))}
     return row
 
 
-def ask(recommender: Recommender, question: Question, data: Dataset, split: Split, cases: np.ndarray) -> dict[str, Any]:
-    """Ask an adapter about the targets of test cases: how likely it thinks each answer, beside what really was.
-
-    The probability of an answer is its share among ``question.answers``. The history is that of the test case, the item
-    its target. A case whose event gives none of the answers is left out.
-
-    Returns:
-        ``metrics``: name -> mean and interval; the names that begin with "base rate" are of always answering with the
-        share of each answer in training (one more of each counted), and "mean" with the mean of training. ``cases``:
-        their number. ``shares``: of each answer among them. ``notes``: what could not be measured, and why.
-
-    Raises:
-        ConfigError: The prompt asks about no event.
-        DataError: The interactions lack a column that its answer reads.
-    """
-    result: dict[str, Any] = {"metrics": {}, "cases": 0, "shares": {}, "notes": []}
-    prompt = recommender.adapter.prompts.get(question.prompt)
-    if prompt is None:
-        has = ", ".join(recommender.adapter.prompts)
-        result["notes"].append(f"not trained with the prompt {question.prompt!r}; it has {has}")
-        return result
-    if prompt.subject != "event":
-        raise ConfigError(f"spec: questions: the prompt {prompt.name!r} asks about no event: its answer reads none.")
-    given = [] if data.users is None else data.users.columns
-    for problem in prompt.check(user_columns=given, event_columns=data.events.columns):
-        raise DataError(f"{recommender.adapter.path}, prompt {prompt.name}: {problem}")
-    answers, tokenization = question.answers, recommender.tokenization
-    places = {answer: place for place, answer in enumerate(answers)}
-    trained = event_answers(prompt, split.train_events)
-    told = event_answers(prompt, split.test_events[cases])
-    asked = [(case, places[answer]) for case, answer in zip(cases, told, strict=True) if answer in places]
-    if not asked:
-        others = ", ".join(sorted(set(told) - {""})[:5]) or "none: a column that it reads is empty"
-        result["notes"].append(f"no test case has one of the answers {list(answers)}; found: {others}")
-        return result
-    truth = np.array([place for _, place in asked])
-    completions = [tokenization.answer_ids(prompt, answer) for answer in answers]
-    room = tokenization.answer_room(prompt, [*trained, *answers])
-    scores = np.empty((len(asked), len(answers)))
-    with progress.bar(f"asking {prompt.name}", len(asked)) as advance:
-        for start in range(0, len(asked), _CHUNK):
-            chunk = [case for case, _ in asked[start : start + _CHUNK]]
-            prompts = [
-                tokenization.question_ids(
-                    prompt, int(split.test.targets[case]), history=split.test.histories[case],
-                    user=None if data.user_rows is None else data.user_rows[split.test.users[case]], room=room,
-                )
-                for case in chunk
-            ]  # fmt: skip
-            found = recommender.engine.score([ids for ids in prompts for _ in completions], completions * len(prompts))
-            scores[start : start + len(chunk)] = found.reshape(len(chunk), -1)
-            advance(len(chunk))
-
-    counts = np.array([trained.count(answer) for answer in answers]) + 1.0
-    result["cases"] = len(truth)
-    result["shares"] = {answer: float((truth == place).mean()) for place, answer in enumerate(answers)}
-    row = result["metrics"]
-    if len(answers) == 2:
-        if len(set(truth.tolist())) == 2:
-            margin = scores[:, 0] - scores[:, 1]
-            low, high = metrics.auc_interval(margin, truth == 0)
-            row["auc"] = {"mean": float(metrics.auc(margin, truth == 0)), "low": low, "high": high}
-        else:
-            least = data.manifest["positives"]["min_rating"]
-            why = "" if least is None else f"; the data set keeps ratings of at least {least:g} alone"
-            result["notes"].append(f"no AUC: the answer is {answers[truth[0]]!r} in all {len(truth)} cases{why}")
-    row["log-loss"] = metrics.interval(metrics.log_loss(scores, truth))
-    row["base rate log-loss"] = metrics.interval(
-        metrics.log_loss(np.log(counts)[None].repeat(len(truth), axis=0), truth)
-    )
-    if len(answers) > 2:
-        row["accuracy"] = metrics.interval(scores.argmax(axis=1) == truth)
-        row["base rate accuracy"] = metrics.interval(counts.argmax() == truth)
-        try:
-            values = np.array([float(answer) for answer in answers])
-        except ValueError:
-            return result
-        shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1)[:, None])
-        row["rmse"] = _root(metrics.interval((shares @ values - values[truth]) ** 2))
-        row["mean rmse"] = _root(metrics.interval((counts @ values / counts.sum() - values[truth]) ** 2))
-    return result
-
-
-def _root(value: dict[str, float]) -> dict[str, float]:
-    return {name: float(np.sqrt(number)) for name, number in value.items()}
-
-
-def _adapter_lists(
-    recommender: Recommender, data: Dataset, split: Split, cases: np.ndarray, spec: Spec, exclude_seen: bool, name: str
-) -> np.ndarray:
-    """The lists of an adapter for the chosen test cases: int32 [cases, max(k)]."""
+def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, split: Split) -> tuple[Lists, Lists]:
+    """The lists of an adapter: int32 [cases, max(k)], and those of cold items alone for the cold cases."""
+    spec, data, cases = setting.spec, setting.data, setting.cases
     manifest = recommender.adapter.manifest
     if manifest["fitted_on"] != split.train_hash:
         raise LeakError(
-            f"adapter {name!r} was trained on other interactions ({manifest['fitted_on'][:16]}) than the training part "
-            f"of this split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Use the split of "
-            f"its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
+            f"adapter {label!r} was trained on other interactions ({manifest['fitted_on'][:16]}) than the training "
+            f"part of this split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Use the split "
+            f"of its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
         )
     given = [] if data.users is None else data.users.columns
     for problem in recommender.adapter.prompt.check(user_columns=given):
-        raise DataError(f"adapter {name!r}, prompt {recommender.adapter.prompt.name}: {problem}")
+        raise DataError(f"adapter {label!r}, prompt {recommender.adapter.prompt.name}: {problem}")
     if recommender.item_ids != data.item_ids:
-        raise DataError(f"adapter {name!r} knows another catalogue than {spec.data}. Train it on this data set.")
-    lists = []
-    with progress.bar(f"evaluating {name}", len(cases)) as advance:
-        for start in range(0, len(cases), _CHUNK):
-            chunk = cases[start : start + _CHUNK]
-            users = None if data.user_rows is None else [data.user_rows[split.test.users[case]] for case in chunk]
-            found = recommender.search(
-                [split.test.histories[case] for case in chunk],
-                max(spec.k), num_beams=spec.num_beams, exclude_seen=exclude_seen, users=users,
-            )  # fmt: skip
-            padded = np.full((len(chunk), max(spec.k)), -1, dtype=np.int32)
-            padded[:, : found.items.shape[1]] = found.items
-            lists.append(padded)
-            advance(len(chunk))
-    return np.concatenate(lists)
+        raise DataError(f"adapter {label!r} knows another catalogue than {spec.data}. Train it on this data set.")
+    width = max(spec.k)
+
+    def lists(places: NDArray[np.int64], what: str, **options: Any) -> Lists:
+        found = np.full((len(places), width), -1, dtype=np.int32)
+        with progress.bar(what, len(places)) as advance:
+            for start in range(0, len(places), _CHUNK):
+                part = cases.take(places[start : start + _CHUNK])
+                users = None if data.user_rows is None else [data.user_rows[user] for user in part.users]
+                items = recommender.search(
+                    part.histories, width, num_beams=spec.num_beams, exclude_seen=setting.exclude_seen, users=users,
+                    **options,
+                ).items  # fmt: skip
+                found[start : start + len(part), : items.shape[1]] = items
+                advance(len(part))
+        return found
+
+    every = lists(np.arange(len(cases)), f"evaluating {label}")
+    if not len(setting.cold):
+        return every, every[:0]
+    return every, lists(setting.cold, f"evaluating {label} among cold items", allowed=setting.cold_items)
+
+
+def _baseline_lists(fitted: Baseline, label: str, setting: _Setting) -> tuple[Lists, Lists]:
+    """The same of a fitted baseline."""
+    width, cases = max(setting.spec.k), setting.cases
+
+    def lists(histories: Sequence[np.ndarray], what: str, allowed: NDArray[np.bool_] | None) -> Lists:
+        found = [np.empty((0, width), dtype=np.int32)]
+        with progress.bar(what, len(histories)) as advance:
+            for start in range(0, len(histories), _CHUNK):
+                part = histories[start : start + _CHUNK]
+                found.append(recommend_baseline(fitted, part, width, setting.exclude_seen, _CHUNK, allowed))
+                advance(len(part))
+        return np.concatenate(found)
+
+    cold = [cases.histories[case] for case in setting.cold]
+    return (
+        lists(cases.histories, f"evaluating {label}", None),
+        lists(cold, f"evaluating {label} among cold items", setting.cold_items)
+        if cold
+        else np.empty((0, width), np.int32),
+    )
+
+
+def _tuned_on(split: Split, data: Dataset, exclude_seen: bool) -> dict[str, Any]:
+    """What a choice by validation depends on; a stored choice with other values is not used."""
+    targets = [
+        np.append(history, target) for history, target in zip(split.valid.histories, split.valid.targets, strict=True)
+    ]
+    return {
+        "train_hash": split.train_hash,
+        "valid_hash": histories_hash(targets, data.item_ids),
+        "items_hash": files.text_hash(data.items.write_json()),
+        "exclude_seen": exclude_seen,
+    }
+
+
+def _fitted(
+    names: Sequence[str],
+    train: Sequence[np.ndarray],
+    valid: Cases,
+    items: pl.DataFrame,
+    tuned_on: dict[str, Any],
+    stored: Path,
+    again: bool,
+) -> dict[str, tuple[Baseline, dict[str, Any]]]:
+    """Every baseline, fitted on the training part, and what the protocol says of it.
+
+    Nothing of a test case is handed over. With ``again`` each is tuned on the validation cases, and ``stored`` written;
+    else a choice in ``stored`` is used where it was made on the same training part and validation cases.
+    """
+    known: dict[str, Any] = {}
+    if stored.exists():
+        try:
+            table = json.loads(stored.read_text(encoding="utf-8"))
+            known = table["baselines"] if table["tuned_on"] == tuned_on else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{stored} is no file of tuned baselines ({error!r}). Remove it, or tune again."
+            ) from error
+        if not known and not again:
+            progress.say(f"{stored} was tuned on other data, so baselines run with their defaults; --tune-baselines")
+    result: dict[str, tuple[Baseline, dict[str, Any]]] = {}
+    for name in names:
+        if again:
+            choice = tune(name, train, items, valid.histories, valid.targets, exclude_seen=tuned_on["exclude_seen"])
+            known[name] = {"options": choice.options, "settings": choice.settings, "cases": len(valid)}
+            baseline = choice.baseline
+            files.write_text(stored, json.dumps({"tuned_on": tuned_on, "baselines": known}, indent=1) + "\n")
+        else:
+            options = known.get(name, {}).get("options", {})
+            try:
+                baseline = BASELINES[name](**options)
+            except TypeError as error:
+                raise ConfigError(f"{stored}: {name} has no such options: {options}. Tune again.") from error
+            baseline.fit(train, items)
+        told = {"options": dict(baseline.parameters), "tuned": False, "settings": []}
+        if name in known and len(known[name]["settings"]) > 1:  # Popularity has nothing to choose.
+            told |= {"tuned": True, "settings": known[name]["settings"]}
+            told["tuned_on"] = f"NDCG@10 of {known[name]['cases']} validation cases"
+        result[name] = (baseline, told)
+    return result
+
+
+def _shown_examples(lists: Mapping[str, Lists], cases: Cases, data: Dataset, seed: int) -> list[dict[str, Any]]:
+    """Test users drawn by ``seed``, with titles: their last events, what came next, and the lists they would get."""
+    titles = [title or item for title, item in zip(data.items["title"], data.item_ids, strict=True)]
+
+    def entry(item: int, target: int) -> dict[str, Any]:
+        if item < 0:
+            return {"item_id": "", "title": "(not in the catalogue)", "hit": False}
+        return {"item_id": data.item_ids[item], "title": titles[item], "hit": item == target}
+
+    return [
+        {
+            "user_id": data.user_ids[cases.users[case]],
+            "history": [titles[item] for item in cases.histories[case][-_EVENTS:]],
+            "events": len(cases.histories[case]),
+            "target": titles[target],
+            "lists": {
+                label: [entry(int(item), target) for item in found[case, :_SHOWN] if item != -1]
+                for label, found in lists.items()
+            },
+        }
+        for case in cases.draw(_EXAMPLES, [seed, 5])
+        for target in [int(cases.targets[case])]
+    ]
+
+
+def _accuracy(ranks: Mapping[str, NDArray[Any]], k: int, suffix: str = "") -> dict[str, dict[str, dict[str, float]]]:
+    """Recall and NDCG at k of every recommender, from its ranks over some cases."""
+    return {
+        label: {f"{name}@{k}{suffix}": interval(metrics.METRICS[name](places, k)) for name in ("recall", "ndcg")}
+        for label, places in ranks.items()
+    }
 
 
 def evaluate(
@@ -235,6 +233,8 @@ def evaluate(
     workspace: str | Path | None = None,
     assignments: Sequence[str] = (),
     load: Callable[[Path], Recommender] = Recommender.load,
+    against: Sequence[str | Path] = (),
+    tune_baselines: bool = False,
 ) -> Report:
     """Evaluate as a spec says.
 
@@ -245,6 +245,10 @@ def evaluate(
         workspace: What relative paths are relative to; the folder above the spec's where it is not given.
         assignments: ``key=value`` changes to a spec file.
         load: How an adapter folder becomes a recommender.
+        against: Files of lists to score beside the spec's own, relative to the current folder.
+        tune_baselines: Choose the options of each baseline on the validation cases, and keep the choice in
+            ``NAME.tuned.json`` of the workspace's ``eval/results`` (of ``results`` beside a spec file); evaluations of
+            the same training part use it from then on.
 
     Raises:
         ConfigError, DataError, AdapterError: See their messages.
@@ -252,41 +256,62 @@ def evaluate(
     """
     if isinstance(spec, Spec):
         name, root = name or "evaluation", Path(workspace or Path.cwd())
+        results = root / "eval" / "results"
     else:
         path = Path(spec)
         spec = load_spec(path, assignments)
         name, root = name or path.stem, Path(workspace or workspace_of(path))
+        results = path.parent / "results"
     for baseline in spec.baselines:
         if baseline not in BASELINES:
             raise ConfigError(f"spec: unknown baseline {baseline!r}. {suggestion(baseline, BASELINES)}")
-    clash = set(spec.baselines) & set(spec.adapters)
-    if clash:
-        raise ConfigError(f"spec: an adapter and a baseline are both called {sorted(clash)[0]!r}. Rename the adapter.")
+    brought = [(root / file, file) for file in spec.against] + [(Path(file), str(file)) for file in against]
+    labels = [*spec.baselines, *(file.stem for file, _ in brought), *spec.adapters]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"spec: two recommenders are both called {label!r}. Rename the adapter or the file.")
     data = data or Dataset.load(root / spec.data)
     split = data.split(spec.split, ties=spec.ties, seed=spec.split_seed)
     split.check()
     if not len(split.test):
         raise DataError(f"{spec.data}: the split {spec.split} leaves no test case (users need 3 interactions or more).")
-    cases = split.test.draw(spec.users, [spec.seed, 4])
+    if tune_baselines and not len(split.valid):
+        raise DataError(f"{spec.data}: the split {spec.split} leaves no validation case to tune baselines on.")
+    places = split.test.draw(spec.users, [spec.seed, 4])
+    cases = split.test.take(places)
     exclude_seen = bool(data.manifest["exclude_seen"]) if spec.exclude_seen is None else spec.exclude_seen
-    targets = split.test.targets[cases]
-    histories = [split.test.histories[case] for case in cases]
+    users = features.interaction_matrix(split.train, len(data.items))
+    popularity = np.bincount(users.indices, minlength=len(data.items))
+    background = metrics.Background(
+        popularity, sum(len(history) > 0 for history in split.train), features.text(data.items), cases.histories
+    )
+    cold = np.flatnonzero(popularity[cases.targets] == 0)
+    setting = _Setting(spec, data, cases, exclude_seen, cold, popularity == 0)
 
-    lists: dict[str, np.ndarray] = {}
-    told: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
+    # Files of lists first: what is wrong with one should be known before an hour of decoding.
+    foreign = {
+        file.stem: read_lists(file, data, cases.users, cases.histories, max(spec.k), shown=shown)
+        for file, shown in brought
+    }
+    lists: dict[str, Lists] = {}
+    among_cold: dict[str, Lists] = {}
+    told: dict[str, dict[str, Any]] = {"baselines": {}, "adapters": {}}
     questions: dict[str, dict[str, dict[str, Any]]] = {question.prompt: {} for question in spec.questions}
-    for baseline in spec.baselines:
-        fitted = BASELINES[baseline]().fit(split.train, data.items)
-        parameters[baseline] = fitted.parameters
-        lists[baseline] = recommend_baseline(fitted, histories, max(spec.k), exclude_seen=exclude_seen)
+    fitted = _fitted(
+        spec.baselines, split.train, split.valid, data.items, _tuned_on(split, data, exclude_seen),
+        results / f"{name}.tuned.json", tune_baselines,
+    )  # fmt: skip
+    for label, (made, options) in fitted.items():
+        told["baselines"][label] = options
+        lists[label], among_cold[label] = _baseline_lists(made, label, setting)
+    lists |= {label: found.lists for label, found in foreign.items()}
     for label, folder in spec.adapters.items():
         recommender = load(root / folder)
-        lists[label] = _adapter_lists(recommender, data, split, cases, spec, exclude_seen, label)
+        lists[label], among_cold[label] = _adapter_lists(recommender, label, setting, split)
         for question in spec.questions:
-            questions[question.prompt][label] = ask(recommender, question, data, split, cases)
+            questions[question.prompt][label] = ask(recommender, question, data, split, places)
         manifest = recommender.adapter.manifest
-        told[label] = {
+        told["adapters"][label] = {
             "folder": folder,
             "hash": recommender.adapter.hash,
             "tuning": manifest["tuning"],
@@ -304,7 +329,9 @@ def evaluate(
         **split.protocol,
         "cases": len(cases),
         "cases_drawn": {"users": spec.users, "seed": spec.seed} if len(cases) < len(split.test) else "all",
-        "targets_seen_before": sum(int(target in history) for target, history in zip(targets, histories, strict=True)),
+        "targets_seen_before": sum(
+            int(target in history) for target, history in zip(cases.targets, cases.histories, strict=True)
+        ),
         "catalogue": len(data.items),
         "ranking": "full catalogue, item level",
         "exclude_seen": exclude_seen,
@@ -312,9 +339,67 @@ def evaluate(
         "equal_scores": "the item that stands first in the catalogue wins",
         "filled_timestamps": data.manifest.get("filled_timestamps", 0),
         "scoring": "sum of log-probabilities of the identifier's tokens over the whole vocabulary",
-        "baselines": parameters,
-        "adapters": told,
+        **told,
+        "against": {label: found.told for label, found in foreign.items()},
         "versions": versions(),
     }
-    rows = {label: measure(found, targets, spec.k, len(data.items)) for label, found in lists.items()}
-    return Report(name, as_table(spec), protocol, rows, lists, questions)
+    kinds = dict.fromkeys(spec.baselines, "baseline") | dict.fromkeys(foreign, "against")
+    kinds |= dict.fromkeys(spec.adapters, "adapter")
+    rows = {}
+    with progress.bar("measuring", len(lists)) as advance:
+        for label, found in lists.items():
+            rows[label] = measure(found, cases.targets, spec.k, background)
+            advance()
+    k = headline(spec.k)
+    ranks = {label: metrics.ranks(found, cases.targets) for label, found in lists.items()}
+    parts = {
+        title: {
+            part: {
+                "cases": int(mask.sum()),
+                "share": float(mask.mean()),
+                "rows": _accuracy({label: found[mask] for label, found in ranks.items()}, k),
+            }
+            for part, mask in masks.items()
+        }
+        for title, masks in segments(cases.histories, cases.targets, popularity, data.items).items()
+    }
+    others = [label for label in lists if label not in spec.adapters]
+    pairs = [(adapter, other) for adapter in spec.adapters for other in others]
+    return Report(
+        name=name,
+        spec=as_table(spec),
+        protocol=protocol,
+        kinds=kinds,
+        rows=rows,
+        segments=parts,
+        cold=_cold(ranks, among_cold, setting, k),
+        tests=paired_tests(ranks, ranks, pairs, k) if pairs else [],
+        examples=_shown_examples(lists, cases, data, spec.seed),
+        questions=questions,
+        lists=lists,
+        cases=pl.concat(
+            pl.DataFrame(
+                {
+                    "user_id": [data.user_ids[user] for user in cases.users],
+                    "target": [data.item_ids[target] for target in cases.targets],
+                    "recommender": [label] * len(cases),
+                    "rank": found,
+                }
+            )
+            for label, found in ranks.items()
+        ),
+    )
+
+
+def _cold(
+    ranks: Mapping[str, NDArray[Any]], among_cold: Mapping[str, Lists], setting: _Setting, k: int
+) -> dict[str, Any] | None:
+    """Accuracy on the cases whose target has no training interaction, among all items and among such items alone."""
+    if not len(setting.cold):
+        return None
+    rows = _accuracy({label: found[setting.cold] for label, found in ranks.items()}, k)
+    targets = setting.cases.targets[setting.cold]
+    alone = {label: metrics.ranks(found, targets) for label, found in among_cold.items()}
+    for label, row in _accuracy(alone, k, " among cold").items():
+        rows[label] |= row
+    return {"cases": len(setting.cold), "items": int(setting.cold_items.sum()), "rows": rows}

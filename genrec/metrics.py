@@ -1,21 +1,29 @@
-"""Metrics: rankings of next-item recommendation, and answers of question prompts about events.
+"""Metrics: rankings of next-item recommendation, lists whatever their targets, and answers to questions about events.
 
-Of rankings: one relevant item per case, ranks within the full catalogue's list.
+Of rankings: one relevant item per case, ranks within the full catalogue's list. ``ranks`` are 1-based and 0 where the
+target is not in the list; every metric of ``METRICS`` maps ranks to one value per case, and the mean over cases is what
+reports print. With a single relevant item, recall@k equals the hit rate.
 
-The conventions: ``ranks`` are 1-based and 0 where the target is not in the list; every metric maps ranks to one value
-per case, and the mean over cases is what reports print. With a single relevant item, recall@k equals the hit rate.
+Of lists: ``recommended`` is int [n, >= 1], best first, padded with -1; a shorter list counts as it is. An entry that is
+neither -1 nor an item index is a place that names no item. Metrics of ``LIST_METRICS`` give one number, or one value
+per case, which is nan where the case has none (an empty list, say), and the mean is over the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from genrec.errors import ConfigError, DataError
 
 Metric = Callable[[ArrayLike, int], NDArray[np.float64]]
+ListMetric = Callable[[ArrayLike, int, "Background"], "float | NDArray[np.float64]"]
+
+_CHUNK = 2048  # Lists whose text is summed at once.
 
 
 def ranks(recommended: ArrayLike, targets: ArrayLike) -> NDArray[np.int32]:
@@ -82,68 +90,171 @@ def mrr(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
     return np.where(_within(ranks, k), 1.0 / np.maximum(r, 1), 0.0)
 
 
-METRICS: dict[str, Metric] = {"recall": recall, "ndcg": ndcg, "mrr": mrr}
+def hit_rate(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    r"""Hit rate@k: whether any relevant item is among the first k; with one relevant item, recall@k.
 
+    .. math:: \mathrm{HR@}k = [1 \le r \le k]
 
-def coverage(recommended: ArrayLike, k: int, n_items: int) -> float:
-    """Catalogue coverage@k (Ge et al., 2010, RecSys): the share of the catalogue that is in some case's first k.
-
-    Args:
-        recommended: int [n, >=1] item indices, best first, padded with -1.
-        k: Cut-off, >= 1; a shorter list counts as it is.
-        n_items: Size of the catalogue, >= 1.
-
-    Returns:
-        A share between 0 and 1.
+    Returns float64 [n]. Raises ConfigError when k < 1.
     """
-    _check_k(k)
-    if n_items < 1:
-        raise ConfigError(f"n_items must be at least 1, found {n_items}. Coverage needs the size of the catalogue.")
-    items = np.unique(np.asarray(recommended)[:, :k])
-    return float((items >= 0).sum() / n_items)
+    return _within(ranks, k).astype(np.float64)
 
 
-def bootstrap(
-    values: ArrayLike, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over cases (Efron, 1979, Annals of Statistics 7(1)).
+def precision(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    r"""Precision@k: the share of the first k places that are relevant, at most 1/k with one relevant item.
 
-    For the difference of two recommenders pass the differences per case: that is the paired interval.
+    .. math:: \mathrm{P@}k = [1 \le r \le k] / k
 
-    Args:
-        values: float [n], one value per case, n >= 1.
-        confidence: Share of the resampled means inside the interval, between 0 and 1.
-        samples: Number of resamples, >= 1.
-        seed: The same seed and the same values, in any order, give the same interval.
-
-    Returns:
-        (low, high).
-
-    Raises:
-        DataError: No values, or values that are not finite.
-        ConfigError: ``confidence`` or ``samples`` out of range.
+    A list that is shorter than k is divided by k too. Returns float64 [n]. Raises ConfigError when k < 1.
     """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise DataError(
-            f"an interval needs one finite value per case, found an array of shape {list(array.shape)}. "
-            "Check that the split has cases to evaluate."
-        )
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence must lie between 0 and 1, found {confidence}. The usual value is 0.95.")
-    if samples < 1:
-        raise ConfigError(f"samples must be at least 1, found {samples}. The usual value is 2000.")
-    # A resample is a multinomial draw over the distinct values, and a metric has only a few of them.
-    distinct, counts = np.unique(array, return_counts=True)
-    rng = np.random.default_rng(seed)
-    means = np.empty(samples)
-    chunk = max(1, 4_000_000 // len(distinct))
-    for start in range(0, samples, chunk):
-        stop = min(start + chunk, samples)
-        drawn = rng.multinomial(array.size, counts / array.size, size=stop - start)
-        means[start:stop] = drawn @ distinct / array.size
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return _within(ranks, k) / k
+
+
+def f1(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    r"""F1@k (van Rijsbergen, 1979), the harmonic mean of precision@k and recall@k; with one relevant item
+
+    .. math:: \mathrm{F1@}k = 2\,[1 \le r \le k] / (k + 1)
+
+    Returns float64 [n]. Raises ConfigError when k < 1.
+    """
+    return 2 * _within(ranks, k) / (k + 1)
+
+
+METRICS: dict[str, Metric] = {
+    "recall": recall,
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "hit_rate": hit_rate,
+    "precision": precision,
+    "f1": f1,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """What metrics of lists read beside the lists.
+
+    Attributes:
+        popularity: int [n_items], how many training users have each item.
+        users: How many users have a training event.
+        text: TF-IDF vectors of the items, csr [n_items, V], rows of unit length or empty (``features.text``).
+        histories: The history of each case, as the recommenders were given it.
+    """
+
+    popularity: NDArray[np.integer]
+    users: int
+    text: sparse.csr_matrix
+    histories: Sequence[NDArray[np.integer]]
+
+    @property
+    def n_items(self) -> int:
+        return len(self.popularity)
+
+
+def coverage(recommended: ArrayLike, k: int, background: Background) -> float:
+    """Catalogue coverage@k (Ge et al., 2010, RecSys): the share of the catalogue that is in some case's first k."""
+    return float((_exposure(recommended, k, background) > 0).mean())
+
+
+def gini(recommended: ArrayLike, k: int, background: Background) -> float:
+    r"""Gini index of how often each item is recommended (Shani and Gunawardana, 2011, Recommender Systems Handbook).
+
+    .. math:: G = \frac{1}{n - 1} \sum_{j=1}^{n} (2j - n - 1)\, p_{(j)}
+
+    where :math:`p_{(1)} \le \dots \le p_{(n)}` are the shares of all n items of the catalogue, never recommended ones
+    included, among the places. 0: all items equally often; 1: always the same one. nan where nothing is recommended.
+    """
+    counts = np.sort(_exposure(recommended, k, background))
+    n, total = len(counts), counts.sum()
+    if not total:
+        return float("nan")
+    return float((2 * np.arange(1, n + 1) - n - 1) @ counts / total / max(n - 1, 1))
+
+
+def novelty(recommended: ArrayLike, k: int, background: Background) -> NDArray[np.float64]:
+    r"""Mean self-information of the recommended items, in bits (Zhou et al., 2010, PNAS 107(10)).
+
+    .. math:: \frac{1}{|L|} \sum_{i \in L} -\log_2 \frac{\max(u_i, 1)}{u}
+
+    with :math:`u_i` of the u training users having item i. An item without any counts as if one user had it, for its
+    self-information would be infinite.
+    """
+    bits = -np.log2(np.maximum(background.popularity, 1) / max(background.users, 1))
+    return _mean_of_items(recommended, k, bits)
+
+
+def diversity(recommended: ArrayLike, k: int, background: Background) -> NDArray[np.float64]:
+    r"""Intra-list diversity (Ziegler et al., 2005, WWW): 1 less the mean cosine of all pairs of a list.
+
+    .. math:: 1 - \frac{2}{m (m - 1)} \sum_{a < b} \cos(x_a, x_b)
+
+    over the m items of a list, x their TF-IDF vectors; an item without a word is like none. The sum over pairs is
+    :math:`(\lVert \sum_a x_a \rVert^2 - \sum_a \lVert x_a \rVert^2) / 2`, so that no pair is formed. nan of a list with
+    fewer than two items, and of all lists where no item has a word.
+    """
+    lists = _first(recommended, k)
+    values = np.full(len(lists), np.nan)
+    text = background.text.astype(np.float64)
+    if not text.nnz:
+        return values
+    lengths = np.asarray(text.multiply(text).sum(axis=1)).ravel()
+    for start in range(0, len(lists), _CHUNK):
+        part = lists[start : start + _CHUNK]
+        real = _real(part, background)
+        rows, columns = np.nonzero(real)
+        items = part[rows, columns]
+        chosen = sparse.csr_matrix((np.ones(len(rows)), (rows, items)), shape=(len(part), background.n_items))
+        sums = chosen @ text
+        sums.data **= 2
+        squares = np.asarray(sums.sum(axis=1)).ravel()
+        m = real.sum(axis=1)
+        pairs = m * (m - 1)
+        same = squares - chosen @ lengths
+        values[start : start + _CHUNK] = 1 - np.divide(same, pairs, out=np.full(len(part), np.nan), where=pairs > 0)
+    return values
+
+
+def log_popularity_difference(recommended: ArrayLike, k: int, background: Background) -> NDArray[np.float64]:
+    r"""How much more popular the list is than the user's own history; the popularity lift of Abdollahpouri et al.
+    (2019, RMSE at RecSys) with logarithms.
+
+    .. math:: \frac{1}{|L|} \sum_{i \in L} \ln(1 + u_i) - \frac{1}{|H|} \sum_{j \in H} \ln(1 + u_j)
+
+    with :math:`u_i` the number of training users who have item i. Above 0 the list is more popular than the history.
+    nan of an empty list or history.
+    """
+    logs = np.log1p(background.popularity)
+    lengths = np.array([len(history) for history in background.histories], dtype=np.int64)
+    events = np.concatenate([np.empty(0, np.int64), *background.histories]).astype(np.int64)
+    case = np.repeat(np.arange(len(lengths)), lengths)
+    sums = np.bincount(case, weights=logs[events], minlength=len(lengths))
+    own = np.divide(sums, lengths, out=np.full(len(lengths), np.nan), where=lengths > 0)
+    return _mean_of_items(recommended, k, logs) - own
+
+
+def invalid(recommended: ArrayLike, k: int, background: Background) -> float:
+    """The share of places that name no item of the catalogue; 0 of everything that is decoded within it."""
+    lists = _first(recommended, k)
+    given = lists != -1
+    return float((given & ~_real(lists, background)).sum() / max(given.sum(), 1))
+
+
+def repeated(recommended: ArrayLike, k: int, background: Background) -> float:
+    """The share of places that name an item which stands further up in the same list."""
+    lists = np.sort(_first(recommended, k), axis=1)
+    again = (lists[:, 1:] == lists[:, :-1]) & _real(lists[:, 1:], background)
+    return float(again.sum() / max((lists != -1).sum(), 1))
+
+
+LIST_METRICS: dict[str, ListMetric] = {
+    "coverage": coverage,
+    "gini": gini,
+    "novelty": novelty,
+    "diversity": diversity,
+    "log_popularity_difference": log_popularity_difference,
+    "invalid": invalid,
+    "repeated": repeated,
+}
 
 
 def auc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> NDArray[np.float64]:
@@ -181,12 +292,6 @@ def auc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None
     return np.divide((up * below).sum(axis=-1), pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
 
 
-def interval(values: ArrayLike) -> dict[str, float]:
-    """``mean``, and ``low`` and ``high`` of ``bootstrap``, of one value per case."""
-    low, high = bootstrap(values)
-    return {"mean": float(np.asarray(values).mean()), "low": low, "high": high}
-
-
 def auc_interval(
     scores: ArrayLike, positive: ArrayLike, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -194,7 +299,7 @@ def auc_interval(
 
     Args:
         scores, positive: As in ``auc``; both classes occur.
-        confidence, samples, seed: As in ``bootstrap``.
+        confidence, samples, seed: As in ``significance.bootstrap``.
     """
     n = np.asarray(scores).size
     rng = np.random.default_rng(seed)
@@ -224,6 +329,31 @@ def log_loss(scores: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
 def _check_k(k: int) -> None:
     if k < 1:
         raise ConfigError(f"the cut-off k must be at least 1, found {k}. The usual value is 10.")
+
+
+def _first(recommended: ArrayLike, k: int) -> NDArray[np.integer]:
+    _check_k(k)
+    return np.asarray(recommended)[:, :k]
+
+
+def _real(lists: NDArray[np.integer], background: Background) -> NDArray[np.bool_]:
+    """Which places name an item of the catalogue."""
+    return (lists >= 0) & (lists < background.n_items)
+
+
+def _exposure(recommended: ArrayLike, k: int, background: Background) -> NDArray[np.int64]:
+    """int64 [n_items], in how many places of all lists each item stands."""
+    lists = _first(recommended, k)
+    return np.bincount(lists[_real(lists, background)], minlength=background.n_items)
+
+
+def _mean_of_items(recommended: ArrayLike, k: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 [n], the mean of ``values`` (one per item) over the items of each list; nan of an empty one."""
+    lists = _first(recommended, k)
+    real = (lists >= 0) & (lists < len(values))
+    sums = np.where(real, values[np.where(real, lists, 0)], 0).sum(axis=1)
+    m = real.sum(axis=1)
+    return np.divide(sums, m, out=np.full(len(lists), np.nan), where=m > 0)
 
 
 def _within(ranks: ArrayLike, k: int) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import polars as pl
 from genrec.adapter import Adapter
 from genrec.config import suggestion, workspace_of
 from genrec.dataset import Dataset
-from genrec.decoding import MAX_BEAMS, Beams, Trie
+from genrec.decoding import MAX_BEAMS, Beams, Bools, Trie
 from genrec.engines import Engine
 from genrec.errors import ConfigError, DataError, UnknownIdError
 from genrec.prompts import Prompt
@@ -146,12 +146,16 @@ class Recommender:
         num_beams: int | None = None,
         exclude_seen: bool | None = None,
         users: Sequence[Mapping[str, Any] | None] | None = None,
+        allowed: Bools | None = None,
     ) -> Beams:
-        """``recommend`` on item indices and arrays: the best ``k`` of each history. Arguments as there."""
+        """``recommend`` on item indices and arrays: the best ``k`` of each history. Arguments as there.
+
+        ``allowed``, bool [n_items], restricts all lists to these items, within the decoder.
+        """
         beams = beams_for(k, num_beams)
         seen = self.exclude_seen if exclude_seen is None else exclude_seen
         blocked = [np.unique(history) for history in histories] if seen else None
-        found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, blocked=blocked)
+        found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, allowed, blocked)
         # A reason is why fewer than ``beams`` came, and told only where fewer than k did.
         full = (found.items[:, :k] >= 0).sum(axis=1) == k
         reasons = [None if enough else reason for enough, reason in zip(full, found.reasons, strict=True)]

@@ -68,6 +68,12 @@ class _Rows(nn.Module):
         return self.base.weight.index_copy(0, self.ids, self.own)
 
 
+def _places(base: Any, ids: torch.Tensor) -> torch.Tensor:
+    places = torch.full((base.weight.shape[0],), -1)
+    places[ids] = torch.arange(len(ids))
+    return places.to(base.weight.device)
+
+
 class RowEmbedding(_Rows):
     """An embedding of which some rows are trained."""
 
@@ -76,9 +82,7 @@ class RowEmbedding(_Rows):
     def __init__(self, base: nn.Embedding, ids: torch.Tensor, rows: nn.Parameter) -> None:
         super().__init__(base, ids, rows)
         base.padding_idx = None  # It only keeps a gradient away that is none of the frozen rows', and would be of ours.
-        places = torch.full((base.weight.shape[0],), -1)
-        places[ids] = torch.arange(len(ids))
-        self.register_buffer("places", places.to(base.weight.device), persistent=False)
+        self.register_buffer("places", _places(base, ids), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         place = self.places[input_ids]
@@ -90,14 +94,22 @@ class RowEmbedding(_Rows):
 class RowHead(_Rows):
     """A head of which some rows are trained."""
 
+    places: torch.Tensor  # As in RowEmbedding.
+
     def __init__(self, base: nn.Linear, ids: torch.Tensor, rows: nn.Parameter) -> None:
         super().__init__(base, ids, rows)
+        self.register_buffer("places", _places(base, ids), persistent=False)
         first, new = int(ids[0]), len(ids)
         self.run = slice(first, first + new) if torch.equal(ids.cpu(), torch.arange(first, first + new)) else None
 
     @property
     def bias(self) -> torch.Tensor | None:
         return self.base.bias
+
+    def select(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows ``ids`` of the whole matrix, without making it."""
+        place = self.places[ids]
+        return torch.where((place >= 0)[..., None], self.own[place.clamp(min=0)], self.base.weight[ids])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         weight, bias, linear = self.base.weight, self.bias, nn.functional.linear

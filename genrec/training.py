@@ -39,6 +39,7 @@ from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, DataError, GenrecError, PromptError, StorageError
 from genrec.estimates import Estimate
 from genrec.identification import identify
+from genrec.negatives import Negatives
 from genrec.options import PACE, training_options
 from genrec.prompts import Prompt
 from genrec.rows import is_rows
@@ -61,8 +62,10 @@ class _Trainer(SFTTrainer):
     """
 
     def __init__(self, *arguments: Any, watch: Watch | None = None, tally: Tally | None = None,
-                 rows_rate: float | None = None, total: int = 0, **options: Any) -> None:  # fmt: skip
+                 rows_rate: float | None = None, total: int = 0, negatives: Negatives | None = None,
+                 **options: Any) -> None:  # fmt: skip
         self.watch, self.tally, self.rows_rate, self.total = watch, tally, rows_rate, total
+        self.negatives = negatives
         super().__init__(*arguments, **options)
         self.model_accepts_loss_kwargs = True  # Of a step's tokens; a model that would take none gets none of ours.
 
@@ -79,16 +82,9 @@ class _Trainer(SFTTrainer):
         inner = self.accelerator.unwrap_model(model)
         inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
-        def labelled(_: torch.nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            return (arguments[0][:, :-1][mask][None],)
-
-        handle = inner.get_output_embeddings().register_forward_pre_hook(labelled)
-        try:
-            logits = model(**inputs, use_cache=False).logits[0]
-        finally:
-            handle.remove()
+        logits, target = self._logits(model, inner.get_output_embeddings(), inputs, labels, mask)
         losses = torch.nn.functional.cross_entropy(
-            logits.float(), labels[mask], reduction="none", label_smoothing=self.args.label_smoothing_factor
+            logits, target, reduction="none", label_smoothing=self.args.label_smoothing_factor
         )
         if weights is not None:
             losses = losses * weights[:, 1:][mask]
@@ -105,6 +101,24 @@ class _Trainer(SFTTrainer):
             return loss / mask.sum().clamp(min=1)
         # The count is that of all processes, and of their gradients the mean is taken.
         return loss / torch.as_tensor(num_items_in_batch).clamp(min=1) * self.accelerator.num_processes
+
+    def _logits(
+        self, model: Any, head: Any, inputs: Any, labels: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [labelled, candidates], and int64 [labelled], which of them is right."""
+        if self.negatives is not None:
+            with self.negatives.on(head, labels, mask) as weights:
+                logits = model(**inputs, use_cache=False).logits[0]
+            return logits.float() + weights, torch.zeros(len(weights), dtype=torch.long, device=labels.device)
+
+        def labelled(_: torch.nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (arguments[0][:, :-1][mask][None],)
+
+        handle = head.register_forward_pre_hook(labelled)
+        try:
+            return model(**inputs, use_cache=False).logits[0].float(), labels[mask]
+        finally:
+            handle.remove()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """TRL's, with the identifier rows in groups of their own where they have their own learning rate."""
@@ -233,6 +247,13 @@ class _Trainable:
         made["tasks"] = np.concatenate([self.rows.plan.table[real, 1], np.zeros(fillers)]).astype(np.int64)
         return {key: torch.from_numpy(value) for key, value in made.items()}
 
+    def negatives(self) -> Negatives | None:
+        """What the softmax of training is over beside the target, where the recipe says that it is not all."""
+        tokenization, count = self.rows.tokenization, self.recipe.negatives
+        if not count:
+            return None
+        return Negatives(adapters.identifier_ids(tokenization), len(tokenization.tokenizer), count)
+
     @contextmanager
     def trainer(self, order: np.ndarray, callback: Any, **options: Any) -> Iterator[_Trainer]:
         """TRL's trainer of the rows ``order``, with dropout on and without the noise of the libraries."""
@@ -250,6 +271,7 @@ class _Trainable:
                     processing_class=self.rows.tokenization.tokenizer,
                     callbacks=[callback],
                     rows_rate=self.recipe.rows_learning_rate,
+                    negatives=self.negatives(),
                     **options,
                 )
             except ValueError as error:  # Such as fp16 without a GPU.

@@ -38,6 +38,7 @@ from genrec.identifiers import Identifiers
 from genrec.options import training_options
 from genrec.prompts import Prompt
 from genrec.regression import TrainedTokens, extended_rows, matched_scale
+from genrec.significance import interval
 from genrec.splits import Cases, Split
 from genrec.tokenization import Tokenization, add_identifier_tokens, text_tokens
 
@@ -316,9 +317,9 @@ def compare(targets: NDArray[np.int32], lists: Mapping[str, NDArray[np.int32]]) 
     last = list(values)[-1]
     return {
         "cases": len(targets),
-        "models": {name: {key: metrics.interval(value) for key, value in row.items()} for name, row in values.items()},
+        "models": {name: {key: interval(value) for key, value in row.items()} for name, row in values.items()},
         "changes": {
-            name: {key: metrics.interval(values[last][key] - value) for key, value in row.items()}
+            name: {key: interval(values[last][key] - value) for key, value in row.items()}
             for name, row in values.items() if name != last
         },
     }  # fmt: skip

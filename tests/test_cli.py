@@ -262,6 +262,11 @@ def test_eval(run: Run, inside: Path) -> None:
     table = json.loads((inside / "eval" / "results" / "tiny.json").read_text())
     found = rows(done.out)
     assert [row[0] for row in found] == ["popularity", "item_knn", "transitions_text", "base", "lora"]
+    lines = [line for line in done.out.splitlines() if "Holm-corrected p" in line]
+    assert len(lines) == 2 * 2 * 3
+    for line, test in zip(lines, table["tests"], strict=True):
+        assert {test["a"], test["b"]} < set(re.split("[ :,]+", line))
+        assert f"{test['metric']} {abs(test['difference']):+.4f} [" in line
     for row in found:
         means = [table["rows"][row[0]][f"{name}@10"]["mean"] for name in ("recall", "ndcg", "coverage")]
         assert [float(cell.split()[0]) for cell in row[1:]] == pytest.approx(means, abs=1e-4)
@@ -273,6 +278,31 @@ def test_eval(run: Run, inside: Path) -> None:
     assert "click (95% intervals)" in told
     assert "lora: not trained with the prompt 'click'; it has next_item" in told
     assert list(run("eval", "eval/tiny.toml", "users=12", *asked, "--json").json["questions"]) == ["click"]
+
+
+def test_eval_beside_a_list_and_compared(run: Run, inside: Path) -> None:
+    data = genrec.Dataset.load("data/tiny")
+    lines = [f"{user},{rank},i{rank}" for user in data.user_ids for rank in range(1, 11)]
+    Path("today.csv").write_text("\n".join(["user_id,rank,item_id", *lines]) + "\n")
+    given = ("eval", "eval/tiny.toml", "adapters={lora='adapters/lora'}", "--against", "today.csv", "--tune-baselines")
+    done = run(*given)
+    assert done.code == 0
+    assert [row[0] for row in rows(done.out)] == ["popularity", "item_knn", "transitions_text", "today", "lora"]
+    assert "lora beats today: recall@10 +" in done.out
+    results = inside / "eval" / "results"
+    assert {"tiny.json", "tiny.md", "tiny.html", "tiny.tuned.json"} <= {path.name for path in results.iterdir()}
+    shutil.copy("eval/tiny.toml", "eval/other.toml")
+    assert run("eval", "eval/other.toml", "adapters={base='adapters/pretrained'}", "baselines=['popularity']").code == 0
+    compared = run("eval", "--compare", "tiny", "eval/other.toml")
+    assert compared.code == 0
+    assert "A: popularity is ahead of, but cannot be told from, B: popularity" in compared.out
+    assert "A: lora" in compared.out
+    assert compared.out.rstrip().endswith("eval/results/tiny-against-other.md")
+    table = run("eval", "--compare", "tiny", "other", "--json").json
+    assert [(test["a"], test["b"]) for test in table["tests"][:2]] == [("lora", "base"), ("popularity", "popularity")]
+    assert run("eval", "eval/tiny.toml", "--compare", "tiny", "other").code == 2
+    assert run("eval").code == 2
+    assert run("eval", "--compare", "tiny", "none").code == 3
 
 
 def test_train(run: Run, inside: Path) -> None:
@@ -363,6 +393,26 @@ def test_data_import_options(run: Run, shop: Path) -> None:
     assert run(*command).code == 9
     assert run(*command, "--overwrite", "--core", "2").code == 0
     assert genrec.Dataset.load("data/x").interactions.height == 4
+
+
+def test_data_import_of_amazon_reviews_and_export_for_recbole(run: Run, shop: Path) -> None:
+    review = '{"user_id": "u", "parent_asin": "P%d", "rating": 5.0, "timestamp": 1588687728%d00}\n'
+    Path("Shop.jsonl").write_text("".join(review % (n, n) for n in (1, 2)))
+    item = '{"parent_asin": "P%d", "title": "%s"}\n'
+    Path("meta_Shop.jsonl").write_text(item % (1, "One") + item % (3, "Three"))
+    command = ("data", "import", "Shop.jsonl", "meta_Shop.jsonl", "--out", "data/shop")
+    assert run(*command).code == 0
+    data = genrec.Dataset.load("data/shop")
+    assert data.items.select("item_id", "title").rows() == [("P1", "One"), ("P2", "")]
+    done = run("data", "export", "data/shop", "--to", "recbole", "recbole/shop")
+    assert (done.code, done.out.split()) == (0, ["recbole/shop/shop.inter", "recbole/shop/shop.item"])
+    assert run("data", "import", "recbole/shop", "--out", "data/again").code == 0
+    assert genrec.Dataset.load("data/again").hash == data.hash
+    assert run("data", "export", "data/shop", "--to", "recbole", "recbole/shop").code == 9
+    told = run("data", "export", "data/shop", "--to", "recbole", "recbole/shop", "--overwrite", "--json")
+    assert (len(told.json["files"]), told.json["lost"]) == (2, [])
+    assert run(*command, "--overwrite", "--all-items").code == 0
+    assert genrec.Dataset.load("data/shop").item_ids == ["P1", "P3", "P2"]
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,9 @@ def test_a_recipe_refuses(changes: dict[str, Any], message: str) -> None:
     [
         ({"k": ()}, "k is []"),
         ({"k": (5, 0)}, "k is [5, 0]"),
-        ({"num_beams": 19}, "num_beams is 19, below the largest k, 20"),
-        ({"adapters": {}, "baselines": ()}, "neither adapters nor baselines"),
+        ({"k": (5, 5)}, "k is [5, 5]. It lists cut-offs of at least 1, each once"),
+        ({"num_beams": 49}, "num_beams is 49, below the largest k, 50"),
+        ({"adapters": {}, "baselines": ()}, "neither adapters nor baselines nor lists"),
         ({"users": -1}, "users is -1"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -4,23 +4,26 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import roc_auc_score
 
 import genrec
-from genrec import evaluation, files, training
+from genrec import files, metrics, significance, training
 from genrec.adapter import versions
 from genrec.baselines import BASELINES, ItemKNN, Popularity, recommend
-from genrec.config import Question, Spec
-from genrec.errors import ConfigError, DataError, LeakError, PromptError, StorageError
-from genrec.evaluation import Report, cell, evaluate
+from genrec.config import Spec
+from genrec.errors import ConfigError, DataError, LeakError
+from genrec.evaluation import evaluate
 from genrec.recommender import Recommender
+from genrec.report import Report
 from genrec.splits import histories_hash
+
+PLAIN = ("popularity", "item_knn", "transitions_text")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,9 @@ def slow_means(lists: list[list[str]], targets: list[str], k: int) -> dict[str, 
         if target in items[:k]:
             rank = items.index(target) + 1
             recall, ndcg, mrr = recall + 1, ndcg + 1 / math.log2(rank + 1), mrr + 1 / rank
-    return {f"{name}@{k}": total / len(targets) for name, total in (("recall", recall), ("ndcg", ndcg), ("mrr", mrr))}
+    means = {"recall": recall, "ndcg": ndcg, "mrr": mrr, "hit_rate": recall, "precision": recall / k}
+    means["f1"] = 2 * recall / (k + 1)
+    return {f"{name}@{k}": total / len(targets) for name, total in means.items()}
 
 
 def check_row(row: dict[str, dict[str, float]], lists: list[list[str]], targets: list[str], n_items: int) -> None:
@@ -84,17 +89,89 @@ def test_popularity_row_equals_a_slow_computation(report: Report, data: genrec.D
 
 
 def test_every_row_has_every_metric_and_its_interval(report: Report) -> None:
-    assert list(report.rows) == ["popularity", "item_knn", "transitions_text", "base", "lora"]
-    columns = [f"{metric}@{k}" for metric in ("recall", "ndcg", "mrr", "coverage") for k in (5, 10)]
+    assert list(report.rows) == [*PLAIN, "base", "lora"]
+    assert report.kinds == {**dict.fromkeys(PLAIN, "baseline"), "base": "adapter", "lora": "adapter"}
+    columns = [f"{metric}@{k}" for metric in (*metrics.METRICS, *metrics.LIST_METRICS) for k in (5, 10)]
     for row in report.rows.values():
         assert list(row) == columns
         for name, value in row.items():
-            if name.startswith("coverage"):
+            if name.split("@")[0] in metrics.LIST_METRICS:
                 assert list(value) == ["mean"]
             else:
                 assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
+        assert row["invalid@10"]["mean"] == row["repeated@10"]["mean"] == 0
     assert any(value["low"] < value["high"] for row in report.rows.values() for value in row.values() if "low" in value)
     assert {label: found.shape for label, found in report.lists.items()} == dict.fromkeys(report.rows, (40, 10))
+
+
+def test_list_metrics_read_the_training_part(report: Report, data: genrec.Dataset) -> None:
+    users = [set(history[:-2].tolist()) for history in data.histories]
+    counts = np.array([sum(item in user for user in users) for item in range(len(data.items))])
+    found = report.lists["lora"][:, :5]
+    bits = [np.mean([-math.log2(max(counts[item], 1) / len(users)) for item in row]) for row in found]
+    assert report.rows["lora"]["novelty@5"]["mean"] == pytest.approx(np.mean(bits))
+    logs = np.log(1 + counts)
+    more = [logs[row].mean() - logs[history[:-1]].mean() for row, history in zip(found, data.histories, strict=True)]
+    assert report.rows["lora"]["log_popularity_difference@5"]["mean"] == pytest.approx(np.mean(more))
+
+
+def test_a_metric_without_a_value_is_left_out(workspace: Path) -> None:
+    found = evaluate(workspace / "eval" / "tiny.toml", assignments=["k=[1, 5]", "adapters={}"])
+    assert "diversity@1" not in found.rows["popularity"]
+    assert "diversity@5" in found.rows["popularity"]
+
+
+def test_cases_hold_every_rank(report: Report, data: genrec.Dataset) -> None:
+    assert report.cases.columns == ["user_id", "target", "recommender", "rank"]
+    assert report.cases.height == 40 * len(report.rows)
+    split = data.split()
+    for label, found in report.lists.items():
+        part = report.cases.filter(pl.col("recommender") == label)
+        assert part["rank"].to_list() == metrics.ranks(found, split.test.targets).tolist()
+        assert part["user_id"].to_list() == [data.user_ids[user] for user in split.test.users]
+        assert part["target"].to_list() == [data.item_ids[item] for item in split.test.targets]
+
+
+def test_every_adapter_is_tested_against_every_other_row(report: Report) -> None:
+    pairs = [(a, b) for a in ("base", "lora") for b in PLAIN]
+    assert [(test["metric"], test["a"], test["b"]) for test in report.tests] == [
+        (metric, *pair) for metric in ("recall@10", "ndcg@10") for pair in pairs
+    ]
+    rank = {label: part["rank"].to_numpy() for (label,), part in report.cases.group_by("recommender")}
+    for name in ("recall", "ndcg"):
+        tests = [test for test in report.tests if test["metric"] == f"{name}@10"]
+        for test in tests:
+            value = metrics.METRICS[name]
+            expected = significance.paired(value(rank[test["a"]], 10), value(rank[test["b"]], 10))
+            assert expected == {key: test[key] for key in expected}
+        assert [test["p_holm"] for test in tests] == significance.holm([test["p"] for test in tests]).tolist()
+
+
+def test_segments_are_parts_of_the_cases(report: Report) -> None:
+    assert list(report.segments) == ["history length", "popularity of the target", "target seen in training"]
+    for parts in report.segments.values():
+        assert sum(part["cases"] for part in parts.values()) == 40
+        assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
+        for label, row in report.rows.items():
+            for name in ("recall@10", "ndcg@10"):
+                whole = sum(part["share"] * part["rows"][label][name]["mean"] for part in parts.values())
+                assert whole == pytest.approx(row[name]["mean"])
+
+
+def test_examples_are_drawn_and_not_picked(report: Report, data: genrec.Dataset, workspace: Path) -> None:
+    assert len({example["user_id"] for example in report.examples}) == 10
+    titles = data.items["title"].to_list()
+    for example in report.examples:
+        history = data.histories[data.user_ids.index(example["user_id"])]
+        assert example["events"] == len(history) - 1
+        assert example["history"] == [titles[item] for item in history[:-1]][-8:]
+        assert example["target"] == titles[history[-1]]
+        assert list(example["lists"]) == list(report.rows)
+        for places in example["lists"].values():
+            assert len(places) == 5
+            assert [place["hit"] for place in places] == [place["title"] == example["target"] for place in places]
+    other = evaluate(workspace / "eval" / "tiny.toml", assignments=["adapters={}", "seed=1"])
+    assert [e["user_id"] for e in other.examples] != [e["user_id"] for e in report.examples]
 
 
 def test_evaluation_is_deterministic(report: Report, workspace: Path) -> None:
@@ -199,15 +276,15 @@ def test_baselines_are_fitted_on_the_training_part_alone(
     # Fitted on everything, ItemKNN would have looked better than it is.
     test = data.split().test
     leaky = recommend(ItemKNN().fit(data.histories, data.items), test.histories, 10)
-    flattering = evaluation.measure(leaky, test.targets, (10,), len(data.items))
-    assert flattering["ndcg@10"]["mean"] > report.rows["item_knn"]["ndcg@10"]["mean"]
+    flattering = metrics.ndcg(metrics.ranks(leaky, test.targets), 10).mean()
+    assert flattering > report.rows["item_knn"]["ndcg@10"]["mean"]
 
 
 def test_baselines_do_not_change_when_test_items_do(workspace: Path, data: genrec.Dataset, report: Report) -> None:
     last = pl.col("order") == pl.col("order").max().over("user_id")
     other = data.interactions.with_columns(item_id=pl.when(last).then(pl.lit("i0")).otherwise(pl.col("item_id")))
     found = evaluate(workspace / "eval" / "tiny.toml", changed(data, other), assignments=["adapters={}"])
-    for name in BASELINES:
+    for name in PLAIN:
         np.testing.assert_array_equal(found.lists[name], report.lists[name])
         assert found.rows[name] != report.rows[name]
 
@@ -304,160 +381,184 @@ def test_protocol_states_the_positives_of_the_data(workspace: Path, data: genrec
     assert found.protocol["positives"]["min_rating"] == 4
 
 
-def test_report_is_saved_as_json_and_markdown(report: Report, tmp_path: Path) -> None:
+def test_report_is_saved_and_read_again(report: Report, tmp_path: Path) -> None:
     written = report.save(tmp_path / "results")
     assert written == tmp_path / "results" / "tiny.md"
-    assert sorted(path.name for path in written.parent.iterdir()) == ["tiny.json", "tiny.md"]
     table = json.loads((tmp_path / "results" / "tiny.json").read_text())
     assert table["rows"] == report.rows
     assert table["spec"]["adapters"] == {"base": "adapters/pretrained", "lora": "adapters/lora"}
-    assert table["protocol"]["data_hash"] == report.protocol["data_hash"]
-    text = written.read_text()
-    (line,) = [line for line in text.splitlines() if line.startswith("| lora |")]
-    assert line.count("|") == 2 + len(report.rows["lora"])
-    assert cell(report.rows["lora"]["ndcg@10"]) in line
-    assert f'- data_hash: "{report.protocol["data_hash"]}"' in text
+    again = Report.load(tmp_path / "results" / "tiny.json")
+    assert again.tests == report.tests
+    assert again.segments == report.segments
+    assert again.cases.equals(report.cases)
 
 
-def test_report_that_cannot_be_written_leaves_nothing(
-    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "_take_name", full)
-    with pytest.raises(StorageError, match=r"tiny\.json: No space left on device"):
-        report.save(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_cell_shows_the_mean_and_its_interval() -> None:
-    assert cell({"mean": 0.1234, "low": 0.11, "high": 0.136}) == ".1234 [.1100, .1360]"
-    assert cell({"mean": 1.0}) == "1.0000"
-
-
-# Questions about events
-
-QUESTIONS = (Question("click", ("yes", "no")), Question("rating", ("1", "2", "3", "4", "5")))
+# Cold items
 
 
 @pytest.fixture(scope="module")
-def rated(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The workspace with ratings, of which every tenth is missing, and an adapter that was asked about them."""
-    root = tmp_path_factory.mktemp("rated") / "workspace"
+def cold(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose items i20 to i23 occur as test items alone, and an adapter that was trained on the rest."""
+    root = tmp_path_factory.mktemp("cold") / "workspace"
     shutil.copytree(workspace, root)
     data = genrec.Dataset.load(root / "data" / "tiny")
-    number = pl.col("item_id").str.slice(1).cast(pl.Int32)
-    rating = pl.when(pl.int_range(pl.len()) % 10 == 6).then(None).otherwise(1 + (number * 7 + pl.col("order")) % 5)
-    log = data.interactions.with_columns(rating=rating).drop("order")
-    genrec.Dataset.from_frames(log, data.items, data.users, name="rated").save(root / "data" / "rated")
-    recipe = (root / "adapters" / "lora.toml").read_text().replace("data/tiny", "data/rated")
-    tasks = "".join(f'[[tasks]]\nprompt = "prompts/{name}.jinja"\n' for name in ("click", "rating", "titles_to_item"))
-    (root / "adapters" / "asked.toml").write_text(recipe.replace("[lora]", tasks + "[lora]"))
-    training.train(root / "adapters" / "asked.toml")
+    number, user = pl.col("item_id").str.slice(1).cast(pl.Int64), pl.col("user_id").str.slice(1).cast(pl.Int64)
+    last = (pl.col("order") == pl.col("order").max().over("user_id")) & (user % 2 == 0)
+    new = pl.when(last).then(20 + user % 4).otherwise(number % 20)
+    log = data.interactions.with_columns(item_id=pl.format("i{}", new))
+    changed(data, log).save(root / "data" / "cold")
+    shutil.copy(root / "adapters" / "pretrained.toml", root / "adapters" / "cold.toml")
+    training.train(root / "adapters" / "cold.toml", assignments=["data=data/cold", "training.num_train_epochs=1"])
     return root
 
 
-def asked_slowly(root: Path, name: str, answers: tuple[str, ...]) -> tuple[np.ndarray, list[int], list[str]]:
-    """Log-probabilities of the answers, the true one's place, and the answers in training; by the definitions."""
-    rec = Recommender.load(root / "adapters" / "asked")
-    prompt, made = rec.adapter.prompts[name], rec.tokenization
-    data = genrec.Dataset.load(root / "data" / "rated")
-    scores, truth, trained = [], [], []
-
-    def answer(rating: float) -> str:
-        return ("yes" if rating >= 4 else "no") if name == "click" else str(int(rating))
-
-    for (_,), events in data.interactions.group_by("user_id", maintain_order=True):
-        ratings = events["rating"].to_list()
-        trained += [answer(rating) for rating in ratings[:-2] if rating is not None]
-        if ratings[-1] is None:
-            continue
-        *history, target = rec.indices(events["item_id"].to_list())
-        asked, row = [], []
-        for text in answers:
-            rating = {"yes": 5.0, "no": 1.0}.get(text) or float(text)
-            # As in training: the very row whose answer would have been this one.
-            ids = made.question_row(prompt, target, history=np.array(history), event={"rating": rating}, room=8)
-            begin = int(np.argmax(ids.labels != -100))
-            asked.append(ids.ids[:begin].tolist())
-            row.append(float(rec.engine.score([ids.ids[:begin]], [ids.ids[begin:]])[0]))
-        assert all(ids == asked[0] for ids in asked)
-        scores.append(row)
-        truth.append(answers.index(answer(ratings[-1])))
-    return np.array(scores), truth, trained
+def test_cold_targets_are_ranked_among_all_and_among_cold_items(cold: Path) -> None:
+    data = genrec.Dataset.load(cold / "data" / "cold")
+    spec = Spec("data/cold", {"new": "adapters/cold"}, PLAIN, k=(1, 2, 10), num_beams=24)
+    report = evaluate(spec, workspace=cold)
+    assert report.cold is not None
+    assert (report.cold["cases"], report.cold["items"]) == (20, 4)
+    assert report.segments["target seen in training"]["cold"]["cases"] == 20
+    assert report.segments["popularity of the target"]["0"]["cases"] == 20
+    for label, row in report.cold["rows"].items():
+        assert list(row) == ["recall@10", "ndcg@10", "recall@10 among cold", "ndcg@10 among cold"]
+        assert row["recall@10 among cold"]["mean"] == 1, label  # Four items, all within ten.
+        assert row["recall@10"] == report.segments["target seen in training"]["cold"]["rows"][label]["recall@10"]
+    rec = Recommender.load(cold / "adapters" / "cold")
+    gains = []
+    some = [f"i{item}" for item in range(20, 24)]
+    for index, history in enumerate(data.histories):
+        if int(data.user_ids[index][1:]) % 2 == 0:
+            scores = rec.score([data.item_ids[item] for item in history[:-1]], some)
+            place = [some[item] for item in np.argsort(-scores, kind="stable")].index(data.item_ids[history[-1]])
+            gains.append(1 / math.log2(place + 2))
+    assert report.cold["rows"]["new"]["ndcg@10 among cold"]["mean"] == pytest.approx(np.mean(gains))
 
 
-def test_answers_equal_a_slow_computation(rated: Path) -> None:
-    spec = Spec("data/rated", {"asked": "adapters/asked", "lora": "adapters/lora"}, (), questions=QUESTIONS)
-    report = evaluate(spec, workspace=rated)
-    for question in QUESTIONS:
-        scores, truth, trained = asked_slowly(rated, question.prompt, question.answers)
-        found = report.questions[question.prompt]["asked"]
-        assert found["cases"] == len(truth) < 40
-        assert found["notes"] == []
-        counts = np.array([trained.count(answer) + 1 for answer in question.answers])
-        base = [-math.log(counts[place] / counts.sum()) for place in truth]
-        shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-        row = {name: value["mean"] for name, value in found["metrics"].items()}
-        assert row["log-loss"] == pytest.approx(np.mean([-math.log(shares[i, t]) for i, t in enumerate(truth)]))
-        assert row["base rate log-loss"] == pytest.approx(np.mean(base))
-        assert found["shares"] == {
-            answer: pytest.approx(truth.count(place) / len(truth)) for place, answer in enumerate(question.answers)
-        }
-        if question.prompt == "click":
-            assert set(row) == {"auc", "log-loss", "base rate log-loss"}
-            assert row["auc"] == pytest.approx(roc_auc_score([place == 0 for place in truth], shares[:, 0]))
-        else:
-            actual = np.array([place + 1 for place in truth])
-            assert row["rmse"] == pytest.approx(np.sqrt(np.mean((shares @ np.arange(1, 6) - actual) ** 2)))
-            mean = (counts @ np.arange(1, 6)) / counts.sum()
-            assert row["mean rmse"] == pytest.approx(np.sqrt(np.mean((mean - actual) ** 2)))
-            assert row["accuracy"] == pytest.approx(np.mean(shares.argmax(axis=1) + 1 == actual))
-            assert row["base rate accuracy"] == pytest.approx(np.mean(counts.argmax() + 1 == actual))
-        for value in found["metrics"].values():
-            assert value["low"] <= value["mean"] <= value["high"]
-        (note,) = report.questions[question.prompt]["lora"]["notes"]
-        assert note.startswith(f"not trained with the prompt {question.prompt!r}; it has next_item, ")
-    text = report.markdown()
-    click = report.questions["click"]["asked"]
-    assert f"| asked | {cell(click['metrics']['auc'])} |" in text
-    assert "- lora: not trained with the prompt 'click'" in text
+def test_no_cold_target_is_no_part(report: Report) -> None:
+    assert report.cold is None
 
 
-def test_an_auc_of_one_class_is_a_reason_and_no_number(rated: Path) -> None:
-    data = genrec.Dataset.load(rated / "data" / "rated")
-    # The same histories, and only high ratings, as a log that was imported with min_rating has.
-    high = data.interactions.with_columns(rating=pl.lit(5.0)).drop("order")
-    liked = genrec.Dataset.from_frames(high, data.items, data.users, min_rating=4)
-    found = evaluate(
-        Spec("d", {"asked": "adapters/asked"}, (), questions=(QUESTIONS[0], Question("rating", ("1", "2")))),
-        liked, workspace=rated,
-    ).questions  # fmt: skip
-    assert "auc" not in found["click"]["asked"]["metrics"]
-    assert found["click"]["asked"]["notes"] == [
-        "no AUC: the answer is 'yes' in all 40 cases; the data set keeps ratings of at least 4 alone"
-    ]
-    assert found["rating"]["asked"] == {
-        "metrics": {}, "cases": 0, "shares": {},
-        "notes": ["no test case has one of the answers ['1', '2']; found: 5"],
-    }  # fmt: skip
+# Lists brought from elsewhere
 
 
-def test_questions_that_cannot_be_asked(rated: Path) -> None:
-    spec = Spec("data/tiny", {"asked": "adapters/asked"}, (), questions=QUESTIONS)
-    with pytest.raises(DataError, match=r"prompt click: 13:34: .*`event` has no column `rating`\. Known: timestamp"):
-        evaluate(spec, workspace=rated)
-    other = Spec("data/rated", {"a": "adapters/asked"}, (), questions=(Question("title_to_item", ("a", "b")),))
-    with pytest.raises(ConfigError, match="the prompt 'title_to_item' asks about no event"):
-        evaluate(other, workspace=rated)
+def test_the_lists_of_a_row_brought_as_a_file_score_the_same(
+    report: Report, workspace: Path, data: genrec.Dataset, tmp_path: Path
+) -> None:
+    users = data.split().test.users
+    table = [
+        (data.user_ids[user], rank, data.item_ids[item])
+        for user, row in zip(users, report.lists["lora"], strict=True) for rank, item in enumerate(row, start=1)
+    ]  # fmt: skip
+    frame = pl.DataFrame(table, schema=["user_id", "rank", "item_id"], orient="row")
+    for file in ("today.csv", "yesterday.parquet"):
+        path = tmp_path / file
+        frame.write_csv(path) if path.suffix == ".csv" else frame.write_parquet(path)
+    root = workspace / "eval" / "tiny.toml"
+    given = ["adapters={lora='adapters/lora'}", f"against=['{tmp_path / 'today.csv'}']"]
+    found = evaluate(root, assignments=given, against=[tmp_path / "yesterday.parquet"])
+    assert list(found.rows) == [*PLAIN, "today", "yesterday", "lora"]
+    assert found.kinds["today"] == found.kinds["yesterday"] == "against"
+    assert found.rows["today"] == found.rows["yesterday"] == report.rows["lora"] == found.rows["lora"]
+    assert [test["p"] for test in found.tests if test["b"] == "today"] == [1, 1]
+    assert found.protocol["against"]["today"]["users_without_list"] == 0
+    assert found.protocol["against"]["today"]["places_in_history"] == 0
 
 
-def test_a_recipe_whose_columns_are_missing_says_where(rated: Path) -> None:
-    with pytest.raises(
-        PromptError, match=r"click\.jinja:\d+:\d+: the table of `event` has no column `rating`\. Known: t"
-    ):
-        training.train(rated / "adapters" / "asked.toml", assignments=["data=data/tiny"], overwrite=True)
+def test_two_rows_of_one_name_are_refused(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"both called 'popularity'\. Rename the adapter or the file"):
+        evaluate(workspace / "eval" / "tiny.toml", against=[tmp_path / "popularity.csv"])
+
+
+# Tuning on validation
+
+
+class Listening(Popularity):
+    """Scores the item that it is told to first, and keeps all that it is shown."""
+
+    GRID = ({"first": -1}, {"first": 0}, {"first": 1}, {"first": 23})
+    shown: list[Any]
+
+    def __init__(self, *, first: int = -1) -> None:
+        self.first = first
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {"first": self.first}
+
+    def fit(self, train: Any, items: pl.DataFrame) -> Listening:
+        self.shown.append(list(train))
+        return super().fit(train, items)
+
+    def scores(self, histories: Any) -> Any:
+        self.shown.append(list(histories))
+        scores = super().scores(histories)
+        if self.first >= 0:
+            scores[:, self.first] = 1e6
+        return scores
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> type[Listening]:
+    monkeypatch.setattr(Listening, "shown", [], raising=False)
+    monkeypatch.setitem(BASELINES, "listening", Listening)
+    return Listening
+
+
+@pytest.fixture
+def planted(data: genrec.Dataset) -> genrec.Dataset:
+    """Every test target is i23, which occurs nowhere else; i1 is the validation target of all."""
+    number = pl.col("item_id").str.slice(1).cast(pl.Int64)
+    back = pl.col("order").max().over("user_id") - pl.col("order")
+    item = pl.when(back == 0).then(23).when(back == 1).then(1).otherwise(2 + number % 20)
+    return changed(data, data.interactions.with_columns(item_id=pl.format("i{}", item)))
+
+
+def test_tuning_cannot_see_test_targets(listening: type[Listening], planted: genrec.Dataset, tmp_path: Path) -> None:
+    planted_item, wanted = planted.item_ids.index("i23"), planted.item_ids.index("i1")
+    listening.GRID = ({"first": -1}, {"first": wanted}, {"first": planted_item})
+    spec = Spec("d", baselines=("listening",), k=(5, 10))
+    found = evaluate(spec, planted, name="plant", workspace=tmp_path, tune_baselines=True)
+    told = found.protocol["baselines"]["listening"]
+    assert told["options"] == {"first": wanted}  # Perfect on validation; i23 would have been perfect on test.
+    assert told["tuned"] is True
+    assert [setting["options"]["first"] for setting in told["settings"]] == [-1, wanted, planted_item]
+    assert told["tuned_on"] == "NDCG@10 of 40 validation cases"
+    assert found.rows["listening"]["recall@10"]["mean"] < 1
+    assert all(planted_item not in history for part in listening.shown for history in part)
+    perfect = recommend(
+        Listening(first=planted_item).fit(planted.split().train, planted.items), planted.split().test.histories, 5
+    )
+    assert metrics.ranks(perfect, planted.split().test.targets).tolist() == [1] * 40
+
+
+def test_a_choice_is_kept_and_used_while_its_data_are_the_same(
+    listening: type[Listening], planted: genrec.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = planted.item_ids.index("i1")
+    listening.GRID = ({"first": -1}, {"first": wanted})
+    spec = Spec("d", baselines=("popularity", "listening"), k=(5, 10))
+    run: Callable[..., Any] = lambda data, **options: evaluate(  # noqa: E731
+        spec, data, name="kept", workspace=tmp_path, **options
+    ).protocol["baselines"]
+    assert run(planted)["listening"] == {"options": {"first": -1}, "tuned": False, "settings": []}
+    tuned = run(planted, tune_baselines=True)
+    assert tuned["popularity"]["tuned"] is False  # It has nothing to choose.
+    stored = tmp_path / "eval" / "results" / "kept.tuned.json"
+    table = json.loads(stored.read_text())
+    assert table["tuned_on"]["train_hash"] == planted.split().train_hash
+    assert table["baselines"]["listening"]["options"] == {"first": wanted}
+    assert run(planted) == tuned
+    shorter = changed(planted, planted.interactions.filter(pl.col("user_id") != "u3"))
+    assert run(shorter)["listening"]["tuned"] is False
+    assert "kept.tuned.json was tuned on other data" in capsys.readouterr().err
+    table["baselines"]["listening"]["options"] = {"second": 1}
+    stored.write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=r"listening has no such options: \{'second': 1\}"):
+        run(planted)
+    stored.write_text("{}")
+    with pytest.raises(ConfigError, match="no file of tuned baselines"):
+        run(planted)
 
 
 # Bad input

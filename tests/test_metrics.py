@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.metrics import log_loss, roc_auc_score
 
 from genrec import metrics
@@ -18,8 +19,12 @@ rank_lists = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 def slow(name: str, recommended: list[int], target: int, k: int) -> float:
     """The textbook definitions over relevance lists, independent of ranks."""
     relevance = [1.0 if item == target else 0.0 for item in recommended[:k]]
-    if name == "recall":
+    if name in ("recall", "hit_rate"):
         return sum(relevance)
+    if name == "precision":
+        return sum(relevance) / k
+    if name == "f1":
+        return 2 / (k + 1) if sum(relevance) else 0.0
     if name == "ndcg":
         dcg = sum((2**rel - 1) / math.log2(place + 2) for place, rel in enumerate(relevance))
         return dcg / (1 / math.log2(2))
@@ -45,8 +50,8 @@ def test_closed_forms(k: int) -> None:
     assert metrics.recall(every_rank, k).mean() == pytest.approx(k / 20)
     assert metrics.mrr(every_rank, k).mean() == pytest.approx(sum(1 / r for r in range(1, k + 1)) / 20)
     assert metrics.ndcg(every_rank, k).mean() == pytest.approx(sum(1 / math.log2(r + 1) for r in range(1, k + 1)) / 20)
-    for metric in metrics.METRICS.values():
-        assert metric([1], k) == [1.0]
+    for name, metric in metrics.METRICS.items():
+        assert metric([1], k) == pytest.approx([{"precision": 1 / k, "f1": 2 / (k + 1)}.get(name, 1.0)])
         assert metric([0], k) == [0.0]
         assert metric([k + 1], k) == [0.0]
 
@@ -56,8 +61,37 @@ def test_order_and_monotony(ranks: list[int], k: int) -> None:
     recall, ndcg, mrr = (metrics.METRICS[name](ranks, k) for name in ("recall", "ndcg", "mrr"))
     assert (mrr <= ndcg).all()
     assert (ndcg <= recall).all()
-    for metric in metrics.METRICS.values():
-        assert (metric(ranks, k) <= metric(ranks, k + 1)).all()
+    for name in ("recall", "ndcg", "mrr", "hit_rate"):
+        assert (metrics.METRICS[name](ranks, k) <= metrics.METRICS[name](ranks, k + 1)).all()
+    precision, f1 = metrics.precision(ranks, k), metrics.f1(ranks, k)
+    harmonic = np.divide(2 * precision * recall, precision + recall, out=np.zeros_like(f1), where=recall > 0)
+    assert f1 == pytest.approx(harmonic, abs=1e-12)
+
+
+def test_metrics_agree_with_ranx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # Compiling what is called once takes most of a minute.
+    import ranx
+
+    rng = np.random.default_rng(6)
+    runs, lists = 1000, np.full((1000, 30), -1)
+    for row, length in enumerate(rng.integers(1, 31, runs)):
+        lists[row, :length] = rng.permutation(40)[:length]
+    targets = rng.integers(0, 40, runs)
+    places = metrics.ranks(lists, targets)
+    assert 0.3 < (places > 0).mean() < 0.5
+    truth = ranx.Qrels({f"q{case}": {str(target): 1} for case, target in enumerate(targets)})
+    run = ranx.Run(
+        {
+            f"q{case}": {str(item): 1 / (place + 1) for place, item in enumerate(row[row >= 0])}
+            for case, row in enumerate(lists)
+        }
+    )
+    for k in (1, 5, 10, 20, 50):
+        names = {f"{name}@{k}": metric(places, k) for name, metric in metrics.METRICS.items()}
+        ranx.evaluate(truth, run, list(names))  # Leaves the values of every run in ``run.scores``.
+        for name, ours in names.items():
+            theirs = np.array([run.scores[name][f"q{case}"] for case in range(runs)])
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9, err_msg=name)
 
 
 def test_ranks_ignore_padding_and_count_the_first_place() -> None:
@@ -75,38 +109,9 @@ def test_bad_input_is_refused() -> None:
     for metric in metrics.METRICS.values():
         with pytest.raises(ConfigError, match="found 0"):
             metric([1], 0)
-    with pytest.raises(DataError, match="finite value per case"):
-        metrics.bootstrap([])
-    with pytest.raises(DataError, match="finite value per case"):
-        metrics.bootstrap([1.0, math.nan])
-    with pytest.raises(ConfigError, match="confidence"):
-        metrics.bootstrap([1.0], confidence=1)
-    with pytest.raises(ConfigError, match="samples"):
-        metrics.bootstrap([1.0], samples=0)
-    with pytest.raises(ConfigError, match="n_items"):
-        metrics.coverage([[0]], 1, 0)
-
-
-def test_bootstrap_is_near_the_normal_interval() -> None:
-    values = np.random.default_rng(0).random(2000) < 0.2
-    low, high = metrics.bootstrap(values)
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=half / 10)
-    assert high == pytest.approx(values.mean() + half, abs=half / 10)
-    narrow = metrics.bootstrap(values, confidence=0.5)
-    assert low < narrow[0] < narrow[1] < high
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.integers(0, 5))
-def test_bootstrap_is_deterministic_and_bounded(values: list[float], seed: int) -> None:
-    low, high = metrics.bootstrap(values, samples=50, seed=seed)
-    assert (low, high) == metrics.bootstrap(values[::-1], samples=50, seed=seed)
-    slack = 1e-9 * max(1.0, *map(abs, values))
-    assert min(values) - slack <= low <= high <= max(values) + slack
-
-
-def test_bootstrap_of_equal_values_is_a_point() -> None:
-    assert metrics.bootstrap([0.25] * 7) == (0.25, 0.25)
+    for list_metric in metrics.LIST_METRICS.values():
+        with pytest.raises(ConfigError, match="found 0"):
+            list_metric([[0]], 0, background(3))
 
 
 # Answers
@@ -165,14 +170,81 @@ def test_log_loss_equals_that_of_sklearn(cases: list[tuple[float, float, float, 
     assert metrics.log_loss(scores - 500, truth) == pytest.approx(found)
 
 
+# Lists
+
+
+def background(
+    n_items: int, popularity: list[int] | None = None, users: int = 8, text: Any = None, histories: Any = ()
+) -> metrics.Background:
+    counts = np.array([1] * n_items if popularity is None else popularity)
+    vectors = sparse.csr_matrix((n_items, 0)) if text is None else sparse.csr_matrix(text)
+    return metrics.Background(counts, users, vectors, [np.array(history, dtype=int) for history in histories])
+
+
 def test_coverage() -> None:
     recommended = np.array([[0, 1, 2], [1, 3, -1]])
-    assert metrics.coverage(recommended, 1, 8) == 2 / 8
-    assert metrics.coverage(recommended, 2, 8) == 3 / 8
-    assert metrics.coverage(recommended, 9, 8) == 4 / 8
+    assert metrics.coverage(recommended, 1, background(8)) == 2 / 8
+    assert metrics.coverage(recommended, 2, background(8)) == 3 / 8
+    assert metrics.coverage(recommended, 9, background(8)) == 4 / 8
 
 
-def test_interval_is_the_mean_and_its_bootstrap() -> None:
-    values = np.array([True, False, False, True, True])
-    low, high = metrics.bootstrap(values)
-    assert metrics.interval(values) == {"mean": 0.6, "low": low, "high": high}
+def test_gini_closed_forms() -> None:
+    assert metrics.gini(np.arange(6).reshape(3, 2), 2, background(6)) == pytest.approx(0, abs=1e-12)
+    assert metrics.gini([[3], [3], [3]], 1, background(6)) == pytest.approx(1)
+    # m of n items equally often, the others never: (n - m) / (n - 1).
+    assert metrics.gini([[0, 1], [1, 0]], 2, background(6)) == pytest.approx(4 / 5)
+    assert metrics.gini([[0]], 1, background(1)) == 0
+    assert math.isnan(metrics.gini([[-1, -2]], 2, background(6)))
+
+
+def test_novelty_is_in_bits() -> None:
+    known = background(4, popularity=[8, 4, 1, 0], users=8)
+    found = metrics.novelty([[0, 1, 2], [2, 3, -1], [-1, -1, -1]], 3, known)
+    assert found[:2] == pytest.approx([(0 + 1 + 3) / 3, 3])  # Without any user as with one.
+    assert math.isnan(found[2])
+
+
+def test_log_popularity_difference() -> None:
+    known = background(4, popularity=[8, 4, 1, 0], histories=[[0, 1], [2], []])
+    found = metrics.log_popularity_difference([[0, 2], [2, -1], [0, 1]], 2, known)
+    first = (math.log(9) + math.log(2)) / 2 - (math.log(9) + math.log(5)) / 2
+    assert found[:2] == pytest.approx([first, 0])
+    assert math.isnan(found[2])
+
+
+def test_invalid_and_repeated_places() -> None:
+    recommended = np.array([[0, 1, 0, -1], [5, -2, 2, 2], [-1, -1, -1, -1]])
+    assert metrics.invalid(recommended, 4, background(5)) == pytest.approx(2 / 7)
+    assert metrics.repeated(recommended, 4, background(5)) == pytest.approx(2 / 7)
+    assert metrics.invalid(recommended, 1, background(6)) == 0
+    assert metrics.repeated(recommended, 2, background(5)) == 0
+    assert metrics.invalid(recommended[2:], 4, background(5)) == 0
+
+
+@given(st.integers(0, 1000), st.integers(2, 7), st.booleans())
+def test_diversity_equals_the_mean_over_pairs(seed: int, k: int, wordless: bool) -> None:
+    rng = np.random.default_rng(seed)
+    text = rng.random((9, 5)) * (rng.random((9, 5)) < 0.5)
+    text[0] = [1, 0, 0, 0, 0]
+    lengths = np.linalg.norm(text, axis=1, keepdims=True)
+    text = np.divide(text, lengths, out=np.zeros_like(text), where=lengths > 0)
+    lists = np.stack([rng.permutation(9)[:7] for _ in range(6)])
+    lists[1, 3:] = -1
+    lists[2, 1:] = -1
+    lists[3, 2] = -2  # No item: no pair.
+    expected = []
+    for row in lists:
+        items = [item for item in row[:k] if item >= 0]
+        pairs = [text[a] @ text[b] for at, a in enumerate(items) for b in items[at + 1 :]]
+        expected.append(1 - np.mean(pairs) if pairs else np.nan)
+    found = metrics.diversity(lists, k, background(9, text=text if not wordless else np.zeros((9, 5))))
+    assert found == pytest.approx(np.full(6, np.nan) if wordless else expected, abs=1e-12, nan_ok=True)
+
+
+def test_diversity_is_summed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    known = background(9, text=np.eye(9)[rng.integers(0, 3, 9)])
+    lists = rng.integers(0, 9, (20, 5))
+    whole = metrics.diversity(lists, 4, known)
+    monkeypatch.setattr(metrics, "_CHUNK", 3)
+    np.testing.assert_array_equal(metrics.diversity(lists, 4, known), whole)

@@ -237,7 +237,7 @@ def test_changed_spec_evaluates_again(again: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
     result = quickstart.run(again)
     assert [stage for stage in STAGES if stage not in result.reused] == ["evaluation"]
-    assert list(result.report["rows"]["base alone"]) == ["recall@10", "ndcg@10", "mrr@10", "coverage@10"]
+    assert {column.split("@")[1] for column in result.report["rows"]["base alone"]} == {"10"}
 
 
 def test_missing_lists_are_made_again(again: Path) -> None:

@@ -82,3 +82,29 @@ def train(
         minutes=minutes, quick=quick,
     )  # fmt: skip
     return report, json_, report.save(out, "train") if out is not None else []
+
+
+def accuracy(
+    data: Annotated[Path, typer.Argument(help="A data set folder.")],
+    assignments: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: key=value ...")] = None,
+    recipe: Annotated[Path, typer.Option(help="Whose base, data and seed are replaced.")] = Path(
+        "adapters/default.toml"
+    ),
+    seeds: Annotated[int, typer.Option(help="How many, from 0 on, one after another.")] = 1,
+    base: Annotated[str | None, typer.Option(help="By name or folder; unset: a small one made here.")] = None,
+    width: Annotated[int, typer.Option(help="Hidden size of the small base.")] = 128,
+    layers: Annotated[int, typer.Option(help="Its depth.")] = 2,
+    heads: Annotated[int, typer.Option(help="Its attention heads per layer.")] = 4,
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
+    beams: Annotated[int, typer.Option(help="Of the evaluation on test.")] = 50,
+    out: Out = None,
+    json_: Json = False,
+) -> tuple[Report, bool, list[Path]]:
+    """A recipe from a data set to its test figures; each key=value tells what it buys."""
+    from genrec.benchmarks import accuracy as benchmark
+
+    report = benchmark.accuracy(
+        data, recipe, assignments or [], seeds=range(seeds), base=base, width=width, layers=layers, heads=heads,
+        threads=threads, beams=beams,
+    )  # fmt: skip
+    return report, json_, report.save(out, f"accuracy-{data.name}") if out is not None else []
