@@ -3,15 +3,17 @@
 # The Python that makes the environment (3.11 or newer), and how many test processes run at a time.
 PYTHON ?= python3
 JOBS ?= 2
+# What `make gpu-accuracy` trains on.
+DATA ?= data/beauty
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format docs clean
+.PHONY: help install quickstart test test-slow gpu-accuracy lint format docs clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: .venv/installed ## make .venv and install genrec with the pinned packages
 
@@ -23,6 +25,9 @@ test: install ## all tests but the slow ones
 
 test-slow: install .venv/smollm2 ## the slow tests: a real base, long runs
 	$(BIN)/python -m pytest -m slow
+
+gpu-accuracy: install .venv/smollm2 ## the next stage of SmolLM2 beside the small base on one GPU: DATA=data/beauty
+	$(BIN)/python scripts/gpu_accuracy.py $(DATA)
 
 lint: install ## style, format, types, layers
 	$(BIN)/ruff check

@@ -259,20 +259,30 @@ class TransitionsText:
         back: Weight of the other direction, from 0 to 1.
         text: Weight of the cosine, >= 0.
 
-    TABLE
+    The default is the best of these for window 20, power 0.25 and reach 10, measured as for ``ItemKNN``:
+
+    ==============  =====  =====  =====  =====  =====  =====  =====  =====
+    decay             0.5    0.5    0.6    0.7    0.7    0.7    0.7    0.8
+    back                0      0      0      0   0.25    0.5    0.5      1
+    text                1      2      2      2      2      2      4      2
+    ==============  =====  =====  =====  =====  =====  =====  =====  =====
+    MovieLens-100K  .1086  .1113  .1132  .1147  .1205  .1193  .1215  .1183
+    Beauty          .0812  .0820  .0823  .0811  .0799  .0781  .0749  .0706
+    Scientific      .0953  .0973  .0988  .1002  .1034  .1052  .1003  .1068
+    relative mean    .924   .941   .952   .956   .977   .972   .950   .944
+    ==============  =====  =====  =====  =====  =====  =====  =====  =====
     """
 
     GRID: ClassVar[Sequence[dict[str, Any]]] = (
         {},
-        {"back": 0.0},
+        {"back": 0.5},
+        {"back": 0.5, "text": 4.0},
         {"text": 1.0},
-        {"text": 4.0},
-        {"decay": 0.5},
-        {"decay": 0.5, "back": 0.0},
         {"decay": 0.5, "back": 0.0, "text": 1.0},
-        {"decay": 0.3, "back": 0.0, "text": 1.0},
+        {"decay": 0.6, "back": 0.0},
         {"decay": 0.8, "back": 1.0},
-        {"power": 0.5},
+        {"decay": 0.9, "back": 1.0},
+        {"power": 0.5, "back": 0.5},
     )
 
     def __init__(
@@ -282,14 +292,14 @@ class TransitionsText:
         window: int = 20,
         power: float = 0.25,
         reach: int = 10,
-        back: float = 0.5,
+        back: float = 0.25,
         text: float = 2.0,
     ) -> None:
         _check_recency("TransitionsText", decay, window, "0.7 and 20")
         if not (0 <= power <= 1 and reach >= 1 and 0 <= back <= 1 and text >= 0):
             raise ConfigError(
                 "TransitionsText needs power and back between 0 and 1, reach >= 1 and text >= 0, "
-                f"found {power}, {back}, {reach} and {text}. The usual values are 0.25, 0.5, 10 and 2."
+                f"found {power}, {back}, {reach} and {text}. The usual values are 0.25, 0.25, 10 and 2."
             )
         self.decay, self.window = decay, window
         self.power, self.reach, self.back, self.text = power, reach, back, text

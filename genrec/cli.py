@@ -508,6 +508,7 @@ def batch_(
 def eval_(
     spec: Annotated[Path | None, typer.Argument(help="A spec, such as eval/shop.toml.")] = None,
     assignments: Assignments = None,
+    name: Annotated[str | None, typer.Option(help="Of the report; unset: the spec's.")] = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(help="Lists from elsewhere, to score beside: Parquet or CSV with user_id, rank, item_id."),
@@ -549,8 +550,9 @@ def eval_(
 
     load = partial(Recommender.load, device=device, dtype=dtype)
     report = evaluate(
-        spec, assignments=assignments or [], load=load, against=against or (), tune_baselines=tune_baselines
-    )
+        spec, name=name, assignments=assignments or [], load=load, against=against or (),
+        tune_baselines=tune_baselines,
+    )  # fmt: skip
     written = report.save(spec.absolute().parent / "results")
     if json_:
         _print_json(json.loads(written.with_suffix(".json").read_text(encoding="utf-8")))

@@ -154,8 +154,8 @@ class Recipe:
             raise ConfigError(f"recipe: negatives is {self.negatives}. It is 0 (the whole vocabulary) or at least 8, "
                               "such as 2048.")  # fmt: skip
         if self.negatives and self.training.get("label_smoothing_factor"):
-            raise ConfigError("recipe: training.label_smoothing_factor spreads over the whole vocabulary, and negatives "
-                              f"is {self.negatives}, a part of it. Set one of the two to 0.")  # fmt: skip
+            raise ConfigError("recipe: training.label_smoothing_factor spreads over the whole vocabulary, and "
+                              f"negatives is {self.negatives}, a part of it. Set one of the two to 0.")  # fmt: skip
         if self.walks.share < 0 or not 0 <= self.walks.alone < 1:
             raise ConfigError(f"recipe: walks.share is {self.walks.share} (at least 0), walks.alone "
                               f"{self.walks.alone} (at least 0, below 1).")  # fmt: skip

@@ -53,17 +53,29 @@ class SASRec:
         seed: Of initial weights, order, dropout and negatives. With the same number of threads on the same machine the
             same seed gives the same weights.
         rows: What item rows start from: ``"random"``, normal with standard deviation ``DEVIATION``, or ``"features"``,
-            a random projection of ``features.item_vectors`` (text and training histories). They are trained in either
-            case.
+            a random projection of ``features.item_vectors`` (text and training histories) to rows of length 1 in the
+            root mean square, from which to learn is faster than from short ones. They are trained in either case.
+
+    Best NDCG@10 on validation, measured as for ``ItemKNN``, with the default options but for those named:
+
+    ==============  ===========  ===========  =====================
+    dropout                 0.2          0.5  0.5, ``loss="full"``
+    ==============  ===========  ===========  =====================
+    Beauty                .0610        .0626
+    Scientific            .0772        .0804                  .0816
+    ==============  ===========  ===========  =====================
+
+    MovieLens-100K has .1150 with dropout 0.2 after 32 epochs.
     """
 
     # Items with few interactions keep much of what they were drawn with, and a larger start drowns what they learn:
-    # 0.125, the scale of unit rows 64 wide, has .0742 on the validation of Scientific where 0.02 has .0772 (NDCG@10).
+    # rows of length 1 (0.125 for 64 wide) have .0742 NDCG@10 on validation of Scientific with dropout .2, 0.02 .0772.
     DEVIATION: ClassVar[float] = 0.02
     GRID: ClassVar[Sequence[dict[str, Any]]] = (
         {"epochs": 100},
-        {"epochs": 100, "dropout": 0.5},
-        {"epochs": 100, "dropout": 0.5, "blocks": 2, "heads": 2},
+        {"epochs": 100, "dropout": 0.2},
+        {"epochs": 100, "blocks": 2, "heads": 2},
+        {"epochs": 100, "dropout": 0.2, "batch": 32, "window": 100},
     )
 
     def __init__(
@@ -72,14 +84,14 @@ class SASRec:
         width: int = 64,
         blocks: int = 1,
         heads: int = 1,
-        dropout: float = 0.2,
+        dropout: float = 0.5,
         loss: str = "sampled",
         negatives: int = 512,
         popular: float = 0.0,
         window: int = 50,
         batch: int = 128,
         learning_rate: float = 1e-3,
-        epochs: int = 40,
+        epochs: int = 30,
         seed: int = 0,
         rows: str = "random",
     ) -> None:
@@ -97,7 +109,7 @@ class SASRec:
         if not 0 <= dropout < 1 or not learning_rate > 0 or not popular >= 0:
             raise ConfigError(
                 "SASRec needs 0 <= dropout < 1, learning_rate > 0 and popular >= 0, "
-                f"found {dropout}, {learning_rate} and {popular}. The usual values are 0.2, 0.001 and 0."
+                f"found {dropout}, {learning_rate} and {popular}. The usual values are 0.5, 0.001 and 0."
             )
         self.width, self.blocks, self.heads, self.dropout = width, blocks, heads, dropout
         self.loss, self.negatives, self.popular = loss, negatives, popular
@@ -287,8 +299,8 @@ class SASRec:
 class SASRecText(SASRec):
     """SASRec whose item rows start from text and collaborative features, which plain SASRec does not see."""
 
-    def __init__(self, *, rows: str = "features", **options: Any) -> None:
-        super().__init__(rows=rows, **options)
+    def __init__(self, *, rows: str = "features", epochs: int = 12, **options: Any) -> None:
+        super().__init__(rows=rows, epochs=epochs, **options)
 
 
 def pad(histories: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

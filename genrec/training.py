@@ -77,12 +77,12 @@ class _Trainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         labels = inputs.pop("labels")[:, 1:]
-        weights, rows, tasks = (inputs.pop(key, None) for key in ("weights", "rows", "tasks"))
+        weights, rows, tasks, kinds = (inputs.pop(key, None) for key in ("weights", "rows", "tasks", "kinds"))
         mask = labels != IGNORE
         inner = self.accelerator.unwrap_model(model)
         inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
-        logits, target = self._logits(model, inner.get_output_embeddings(), inputs, labels, mask)
+        logits, target = self._logits(model, inner.get_output_embeddings(), inputs, labels, mask, kinds)
         losses = torch.nn.functional.cross_entropy(
             logits, target, reduction="none", label_smoothing=self.args.label_smoothing_factor
         )
@@ -103,11 +103,11 @@ class _Trainer(SFTTrainer):
         return loss / torch.as_tensor(num_items_in_batch).clamp(min=1) * self.accelerator.num_processes
 
     def _logits(
-        self, model: Any, head: Any, inputs: Any, labels: torch.Tensor, mask: torch.Tensor
+        self, model: Any, head: Any, inputs: Any, labels: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [labelled, candidates], and int64 [labelled], which of them is right."""
         if self.negatives is not None:
-            with self.negatives.on(head, labels, mask) as weights:
+            with self.negatives.on(head, labels, mask, kinds == HISTORY) as weights:
                 logits = model(**inputs, use_cache=False).logits[0]
             return logits.float() + weights, torch.zeros(len(weights), dtype=torch.long, device=labels.device)
 
@@ -229,7 +229,7 @@ class _Trainable:
     config: SFTConfig
 
     def collate(self, examples: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        """A padded batch of rows, with the number and the task of each; a row -1 is one token without a label."""
+        """A padded batch of rows, with the number, the task and the kind of each; a row -1 is one token without a label."""
         pad = self.rows.tokenization.tokenizer.pad_token_id
         numbers = [example["row"] for example in examples]
         real = [number for number in numbers if number >= 0]
@@ -244,7 +244,9 @@ class _Trainable:
                 filler[:, 0] = 1
             made[key] = np.concatenate([value, filler])
         made["rows"] = np.array(real + [-1] * fillers, dtype=np.int64)
-        made["tasks"] = np.concatenate([self.rows.plan.table[real, 1], np.zeros(fillers)]).astype(np.int64)
+        for key, column in (("tasks", 1), ("kinds", 2)):
+            told = self.rows.plan.table[real, column]
+            made[key] = np.concatenate([told, np.zeros(fillers)]).astype(np.int64)
         return {key: torch.from_numpy(value) for key, value in made.items()}
 
     def negatives(self) -> Negatives | None:
@@ -252,7 +254,10 @@ class _Trainable:
         tokenization, count = self.rows.tokenization, self.recipe.negatives
         if not count:
             return None
-        return Negatives(adapters.identifier_ids(tokenization), len(tokenization.tokenizer), count)
+        ids = adapters.identifier_ids(tokenization)
+        seen = np.unique(np.concatenate([np.empty(0, dtype=np.int32), *self.rows.train]))
+        unseen = ids[~torch.isin(ids, torch.from_numpy(tokenization.tokens[seen].astype(np.int64)))]
+        return Negatives(ids, len(tokenization.tokenizer), count, unseen)
 
     @contextmanager
     def trainer(self, order: np.ndarray, callback: Any, **options: Any) -> Iterator[_Trainer]:

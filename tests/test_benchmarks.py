@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,8 +20,10 @@ import torch
 import transformers as hf
 from typer.testing import CliRunner
 
-from genrec import base
+from genrec import base, checkpoints, watch
 from genrec import benchmarks as common
+from genrec.adapter import Adapter
+from genrec.benchmarks import accuracy as accuracy_benchmark
 from genrec.benchmarks import decode as benchmarks
 from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
@@ -352,3 +363,186 @@ def test_all_sides_of_a_lora_step_train_the_same_model(tmp_path: Path, monkeypat
     names = [[name for name, value in one.named_parameters() if value.requires_grad] for one in built]
     assert names == [names[0]] * 4
     assert next(row for row in rows if "difference of the losses" in row.what).met
+
+
+# Accuracy
+
+
+TINY = ["--width", "16", "--layers", "1", "--heads", "2"]
+FEW = ["training.max_steps=6", "training.learning_rate=1e-2", "validation.users=20"]
+
+
+@pytest.fixture
+def shop(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(workspace, tmp_path / "shop")
+    monkeypatch.chdir(tmp_path / "shop")
+    return tmp_path / "shop"
+
+
+def bench_accuracy(*options: str) -> dict[str, Any]:
+    command = ["bench", "accuracy", "data/tiny", "--recipe", "adapters/pretrained.toml", *TINY, "--json"]
+    done = CliRunner().invoke(app, [*command, *FEW, *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def figures(report: dict[str, Any], setting: str) -> dict[str, float]:
+    return {row["what"]: row["value"] for row in report["rows"] if row["setting"] == setting}
+
+
+def test_accuracy_is_that_of_the_adapters_that_it_leaves(shop: Path) -> None:
+    report = bench_accuracy("--seeds", "2", "dropout=0.1", "--out", "out")
+    assert json.loads((shop / "out" / "accuracy-tiny.json").read_text()) == report
+    assert (shop / "out" / "accuracy-tiny.png").read_bytes().startswith(b"\x89PNG")
+    told = report["conditions"]
+    assert told["data_hash"] == Dataset.load(shop / "data" / "tiny").hash
+    assert (told["base"], told["seeds"]) == ("16x1x2", [0, 1])
+    assert told["changes"] == " ".join([*FEW, "dropout=0.1"])
+    made = sorted(path for path in (shop / "adapters" / "bench").iterdir() if not path.name.endswith("-base"))
+    assert [path.name.rpartition("-")[2] for path in made] == ["0", "1"]
+    names = {"validation NDCG@10": "ndcg@10", "step that was kept": "step"}
+    for seed, folder in enumerate(made):
+        manifest, found = Adapter.load(folder).manifest, figures(report, f"seed {seed}")
+        assert {what: found[what] for what in names} == {what: manifest["kept"][key] for what, key in names.items()}
+        assert manifest["recipe"]["dropout"] == 0.1
+        assert manifest["recipe"]["seed"] == seed
+        # As `genrec eval` finds them.
+        spec = ["eval", "eval/tiny.toml", "k=[10]", "baselines=[]", f'adapters={{one="adapters/bench/{folder.name}"}}']
+        done = CliRunner().invoke(app, [*spec, "--json"], catch_exceptions=False)
+        row = json.loads(done.stdout)["rows"]["one"]
+        assert found["test recall@10"] == row["recall@10"]["mean"]
+        assert found["test NDCG@10"] == row["ndcg@10"]["mean"]
+    mean, each = figures(report, "mean of 2 seeds"), [figures(report, f"seed {seed}") for seed in range(2)]
+    assert set(mean) == set(each[0]) - {"step that was kept"}
+    for what, value in mean.items():
+        assert value == pytest.approx((each[0][what] + each[1][what]) / 2)
+
+
+def test_accuracy_is_made_anew_and_the_same(shop: Path) -> None:
+    first = figures(bench_accuracy(), "seed 0")
+    made = {path.name for path in (shop / "adapters" / "bench").iterdir()}
+    again = figures(bench_accuracy(), "seed 0")
+    assert {path.name for path in (shop / "adapters" / "bench").iterdir()} == made
+    del first["from the data set to the test figures"], again["from the data set to the test figures"]
+    assert again == first
+
+
+def test_accuracy_of_a_base_that_is_named(shop: Path) -> None:
+    report = bench_accuracy("tuning=lora", "--base", "adapters/pretrained")
+    (made,) = (shop / "adapters" / "bench").iterdir()
+    assert Adapter.load(made).manifest["base"]["name"] == "adapters/pretrained"
+    assert report["conditions"]["base"] == "adapters/pretrained"
+
+
+def test_accuracy_refuses_no_seed_and_no_thread() -> None:
+    for wrong in ({"seeds": ()}, {"threads": 0}):
+        with pytest.raises(ConfigError, match="both are at least 1"):
+            accuracy_benchmark.accuracy(Path("data/tiny"), Path("adapters/x.toml"), **wrong)  # type: ignore[arg-type]
+
+
+# The script of a GPU
+
+
+ON_CPU = ["--base", "adapters/random", "--device", "cpu", "features=8", "training.max_steps=4", "validation.steps=2"]
+
+
+@pytest.fixture
+def gpu_shop(shop: Path) -> Path:
+    for name in ("adapters/default", "adapters/smollm2", "adapters/smollm2-full", "eval/smollm2"):
+        shutil.copy(ROOT / f"{name}.toml", shop / f"{name}.toml")
+    return shop
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_accuracy", ROOT / "scripts" / "gpu_accuracy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_accuracy"] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_stages_go_on_where_they_were_killed(
+    gpu_shop: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+    alarms: list[int] = []
+    monkeypatch.setattr(signal, "alarm", alarms.append)
+    monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command[3:]))
+    small = ["--width", "128", "--heads", "4"]
+    assert script.stages("data/tiny", "b", "cpu", [])[0].command[-4:] == small  # The sizes of the default recipe.
+
+    def call(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["gpu_accuracy", "data/tiny", *ON_CPU, *options])
+        script.main()
+        if commands:
+            command = commands.pop()
+            app([part if part != "128" else "16" for part in command], standalone_mode=False)
+        return capfd.readouterr().out
+
+    for stage in ("make a small base", "train the small base"):
+        assert f"next: {stage}, " in call()
+    kept = watch.Watch.save
+
+    def killed(self: Any, step: int) -> None:
+        kept(self, step)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(watch.Watch, "save", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        call()
+    monkeypatch.setattr(watch.Watch, "save", kept)
+    assert checkpoints.newest(gpu_shop / "runs" / "smollm2") == gpu_shop / "runs" / "smollm2" / "step-00000002"
+    capfd.readouterr()
+    told = call("--dry-run")
+    assert told.count("done: ") == 2
+    assert told.count("genrec ") == 3
+    assert "next: train adapters/random with LoRA, " in told
+    monkeypatch.setattr("genrec.progress.quiet", False)
+    assert "left after it: 9 minutes" in call()
+    assert Adapter.load(gpu_shop / "adapters" / "smollm2").manifest["tuning"] == "lora"
+    assert "train all of adapters/random" in call()
+    assert "evaluate, " in call()
+    assert set(alarms) == {script.LIMIT}
+    report = json.loads((gpu_shop / "eval" / "results" / "smollm2.json").read_text())
+    assert list(report["rows"])[-3:] == ["small base", "SmolLM2, LoRA", "SmolLM2, all tuned"]
+    done = call()
+    assert "all stages are done" in done
+    assert "| SmolLM2, LoRA |" in done
+
+
+def test_a_gpu_computes_in_bfloat16(script: ModuleType) -> None:
+    commands = [stage.command for stage in script.stages("data/shop", "smollm2", "cuda", ["training.bf16=false"])]
+    assert [command.count("training.bf16=true") for command in commands] == [0, 0, 1, 1, 0]
+    for command in commands[2:4]:  # What is given by hand comes last and counts.
+        assert command.index("training.bf16=true") < command.index("training.bf16=false")
+    assert commands[-1][-2:] == ["--device", "cuda"]
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_killed_leaves_no_process_and_goes_on(gpu_shop: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "gpu_accuracy.py"),
+        "data/tiny",
+        *ON_CPU,
+        "training.max_steps=60",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        subprocess.run(command, env=environment, check=True, timeout=120)
+    process = subprocess.Popen(command, env=environment)
+    while checkpoints.newest(gpu_shop / "runs" / "smollm2") is None:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    there = checkpoints.newest(gpu_shop / "runs" / "smollm2")
+    time.sleep(3)
+    assert checkpoints.newest(gpu_shop / "runs" / "smollm2") == there  # Nothing of it runs on.
+    done = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+    assert f"going on from {there}" in done.stderr
+    assert (gpu_shop / "adapters" / "smollm2" / "genrec.json").is_file()

@@ -16,6 +16,7 @@ from genrec.negatives import Negatives
 from genrec.rows import train_rows
 
 IDS = torch.arange(20, 36)
+NONE = torch.empty(0, dtype=torch.long)
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,7 +29,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def sampled(model: Any, negatives: Negatives) -> torch.Tensor:
     ids, labels, mask = rows()
-    with negatives.on(model.get_output_embeddings(), labels, mask) as weights:
+    with negatives.on(model.get_output_embeddings(), labels, mask, torch.ones(4, dtype=torch.bool)) as weights:
         logits = model(input_ids=ids).logits[0]
     target = torch.zeros(len(weights), dtype=torch.long)
     return torch.nn.functional.cross_entropy(logits.float() + weights, target, reduction="none")
@@ -54,7 +55,7 @@ def test_with_all_tokens_drawn_loss_and_gradients_are_those_of_the_whole_softmax
     model = tiny(family, tied)
     if rows_alone:
         train_rows(model, IDS)
-    negatives = Negatives(IDS, VOCABULARY, 4 * VOCABULARY)
+    negatives = Negatives(IDS, VOCABULARY, 4 * VOCABULARY, NONE)
     ours, plain = sampled(model, negatives), whole(model)
     torch.testing.assert_close(ours, plain)
     found, expected = gradients(model, ours), gradients(model, plain)
@@ -68,33 +69,36 @@ def test_the_models_own_head_is_left_as_it_was() -> None:
     before = whole(model)
     with (
         pytest.raises(RuntimeError, match="stop"),
-        Negatives(IDS, VOCABULARY, 8).on(model.get_output_embeddings(), *rows()[1:]),
+        Negatives(IDS, VOCABULARY, 8, NONE).on(
+            model.get_output_embeddings(), *rows()[1:], torch.ones(4, dtype=torch.bool)
+        ),
     ):
         raise RuntimeError("stop")
     torch.testing.assert_close(whole(model), before)
 
 
-def test_the_estimated_normaliser_is_right_on_average() -> None:
-    """Over every draw there is of 3 out of 5 identifier tokens and 2 out of 3 others."""
-    negatives = Negatives(torch.tensor([1, 2, 4, 5, 7]), 8, 8)
-    negatives.counts = [3, 2]
+@pytest.mark.parametrize("followed", [False, True])
+def test_the_estimated_normaliser_is_right_on_average(followed: bool) -> None:
+    """Over every draw there is of 4 out of 5 identifier tokens and 2 out of 3 others; token 7 is of an unseen item."""
+    negatives = Negatives(torch.tensor([1, 2, 4, 5, 7]), 8, 8, torch.tensor([7]))
+    negatives.counts = [4, 2]
     logits = torch.randn(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     draws = [
         torch.tensor([*inside, *others])
-        for inside in itertools.combinations([1, 2, 4, 5, 7], 3)
+        for inside in itertools.combinations([1, 2, 4, 5, 7], 4)
         for others in itertools.combinations([0, 3, 6], 2)
     ]
-    for target in range(8):
+    wanted = logits.exp().sum() - (logits[7].exp() if followed else 0)
+    for target in range(7):
         found = []
         for drawn in draws:
-            weights = negatives._weights(torch.tensor([target]), drawn)[0].double()
-            values = torch.cat([logits[[target]], logits[drawn]]) + weights
-            found.append(values.exp().sum())
-        torch.testing.assert_close(torch.stack(found).mean(), logits.exp().sum(), atol=1e-6, rtol=1e-6)
+            weights = negatives._weights(torch.tensor([target]), drawn, torch.tensor([followed]))[0].double()
+            found.append((torch.cat([logits[[target]], logits[drawn]]) + weights).exp().sum())
+        torch.testing.assert_close(torch.stack(found).mean(), wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_draws_are_distinct_of_both_parts_and_differ() -> None:
-    negatives = Negatives(IDS, VOCABULARY, 12)
+    negatives = Negatives(IDS, VOCABULARY, 12, NONE)
     torch.manual_seed(0)
     one, two = negatives.draw(torch.device("cpu")), negatives.draw(torch.device("cpu"))
     for drawn in (one, two):

@@ -256,7 +256,7 @@ def test_no_path_of_one_machine_in_the_tree() -> None:
     pattern = re.compile(r"(?<![\w.~/])/(?:home|root|Users|work|mnt|opt)/\w")
     suffixes = {".py", ".md", ".toml", ".txt", ".jinja", ".yml", ".yaml", ".cfg"}
     files = [ROOT / "Makefile", *(path for path in ROOT.glob("*") if path.suffix in suffixes)]
-    for folder in ("genrec", "tests", "prompts", "adapters", "eval", "docs", ".ci"):
+    for folder in ("genrec", "tests", "prompts", "adapters", "eval", "docs", "scripts", ".ci"):
         files += [path for path in (ROOT / folder).glob("**/*") if path.suffix in suffixes]
     found = [f"{path.relative_to(ROOT)}: {match[0]}" for path in files if (match := pattern.search(path.read_text()))]
     assert not found

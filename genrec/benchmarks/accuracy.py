@@ -21,6 +21,7 @@ from genrec.adapter import Adapter
 from genrec.benchmarks import Report, Row, conditions, figure
 from genrec.config import Spec, as_table, load_recipe, workspace_of
 from genrec.dataset import Dataset
+from genrec.errors import ConfigError
 from genrec.evaluation import evaluate
 
 
@@ -55,9 +56,15 @@ def accuracy(
     Returns:
         Per seed, and as a mean of them where there are several: validation NDCG@10, test recall@10 and NDCG@10, and
         the seconds from the data set to the test figures.
+
+    Raises:
+        ConfigError, DataError, AdapterError: No seed or thread, or what base, training and evaluation refuse.
     """
     import torch
 
+    if not seeds or (threads is not None and threads < 1):
+        raise ConfigError(f"bench accuracy: seeds {len(seeds)}, threads {threads}: both are at least 1. "
+                          "Leave --threads out for one per core.")  # fmt: skip
     if threads is not None:
         torch.set_num_threads(threads)
     workspace, set_ = workspace_of(recipe), Dataset.load(data)
@@ -70,7 +77,7 @@ def accuracy(
         began = time.perf_counter()
         chosen = base
         if chosen is None:
-            chosen = f"adapters/bench/base-{data.name}-{width}x{layers}x{heads}-{seed}"
+            chosen = f"adapters/{name}-base"  # Of its own: another run at the same time may make the same one again.
             bases.create(
                 set_.items["title"].to_list(), workspace / chosen,
                 width=width, layers=layers, heads=heads, seed=seed, overwrite=True,
