@@ -137,10 +137,9 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
 
 
 def _print_report(title: str, rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    from genrec.report import cell
+    from genrec.report.numbers import cell, headline
 
-    cuts = sorted({int(name.split("@")[1]) for name in next(iter(rows.values()))})
-    k = 10 if 10 in cuts else cuts[-1]
+    k = headline(rows)
     shown = [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"]  # With intervals, more would not fit 80 columns.
     table = [[name, *(cell(row[metric]) for metric in shown)] for name, row in rows.items()]
     _print_table(title, ["", *shown], table, right=tuple(range(1, len(shown) + 1)))
@@ -148,12 +147,14 @@ def _print_report(title: str, rows: dict[str, dict[str, dict[str, float]]]) -> N
 
 def _print_tests(tests: list[dict[str, Any]]) -> None:
     """One line a test: who is ahead, by how much, and how sure that is."""
+    from genrec.report.numbers import significant
+
     for test in tests:
         names, values = (test["a"], test["b"]), (test["difference"], test["low"], test["high"])
         if test["difference"] < 0:
             names, values = names[::-1], (-test["difference"], -test["high"], -test["low"])
         more, low, high = values
-        told = "beats" if test["p_holm"] < 0.05 else "is ahead of, but cannot be told from,"
+        told = "beats" if significant(test) else "is ahead of, but cannot be told from," if more else "does as well as"
         metric, p = test["metric"], test["p_holm"]
         print(f"{names[0]} {told} {names[1]}: {metric} {more:+.4f} [{low:+.4f}, {high:+.4f}], Holm-corrected p {p:.4f}")
 
@@ -528,18 +529,18 @@ def eval_(
     from genrec.report import Report, question_table
 
     if compare is not None:
-        if spec is not None or against or tune_baselines:
+        if spec is not None or name is not None or against or tune_baselines:
             raise typer.BadParameter("--compare reads two saved reports; leave SPEC and the other options out.")
         from genrec import comparison
 
         paths = [comparison.saved_report(name) for name in compare]
         both = comparison.compare(*(Report.load(path) for path in paths))
+        written = comparison.save(both, paths[0].parent)
         if json_:
             _print_json({"name": both.name, "rows": both.rows, "tests": both.tests})
             return
         _print_report(both.name, both.rows)
         _print_tests([{**test, "a": f"A: {test['a']}", "b": f"B: {test['b']}"} for test in both.tests])
-        written = comparison.save(both, paths[0].parent)
         print(f"page: {written.with_suffix('.html')}")
         print(f"report: {written}")
         return

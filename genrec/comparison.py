@@ -13,17 +13,13 @@ from numpy.typing import NDArray
 from genrec import files, metrics, progress
 from genrec.errors import ConfigError
 from genrec.report import Comparison, Report
+from genrec.report.numbers import cutoffs, preferred
 from genrec.significance import holm, paired
 
-TESTED = ("recall", "ndcg")  # The metrics that are tested, at the headline cut-off alone.
+TESTED = ("recall", "ndcg")  # The metrics that are tested, at the preferred cut-off alone.
 
 # Keys of a protocol that may differ between two reports that are compared: all others say what the cases are.
 _FREE = {"data", "num_beams", "scoring", "baselines", "adapters", "against", "versions", "cases_drawn"}
-
-
-def headline(ks: Sequence[int]) -> int:
-    """The cut-off that tests and segments use: 10, or the largest where 10 is not among them."""
-    return 10 if 10 in ks else max(ks)
 
 
 def paired_tests(
@@ -75,6 +71,8 @@ def saved_report(name: str | Path) -> Path:
 def compare(a: Report, b: Report) -> Comparison:
     """Test two reports against each other, on the recommenders that both have and every adapter of a against b's.
 
+    The tests are at the preferred one of the cut-offs that both have.
+
     Args:
         a, b: Of the same data, split, order within equal timestamps and cases.
 
@@ -88,12 +86,12 @@ def compare(a: Report, b: Report) -> Comparison:
                 f"{a.name} and {b.name} cannot be compared: {key} is {_short(ours)} in one and {_short(theirs)} in the "
                 "other. Evaluate both by one protocol."
             )
-    ks = [sorted({int(column.split("@")[1]) for row in report.rows.values() for column in row}) for report in (a, b)]
-    k = headline(ks[0])
-    if k not in ks[1]:
+    ks = [cutoffs(metric for row in report.rows.values() for metric in row) for report in (a, b)]
+    shared = set(ks[0]) & set(ks[1])
+    if not shared:
         raise ConfigError(
-            f"{a.name} and {b.name} cannot be compared: k is {ks[0]} in one and {ks[1]} in the other; the tests are of "
-            f"recall and NDCG at {k}. Evaluate both at the same k."
+            f"{a.name} and {b.name} cannot be compared: k is {ks[0]} in one and {ks[1]} in the other. Evaluate both at "
+            "the same k."
         )
     keys, ours = _ranks(a)
     others, theirs = _ranks(b)
@@ -116,7 +114,7 @@ def compare(a: Report, b: Report) -> Comparison:
             f"{a.name} and {b.name} share no recommender and have not both an adapter: {list(a.rows)} and "
             f"{list(b.rows)}. Name one in both specs."
         )
-    return Comparison(a, b, paired_tests(ours, theirs, pairs, k))
+    return Comparison(a, b, paired_tests(ours, theirs, pairs, preferred(shared)))
 
 
 def save(comparison: Comparison, folder: Path) -> Path:

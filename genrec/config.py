@@ -60,6 +60,9 @@ class WalkRecipe:
         length: Items per walk.
         neighbours: How many nearest items a step may choose from.
         mean_rank: Mean of the exponential distribution that draws the rank of the chosen neighbour.
+        variants: Histories per training user and epoch, after the opening, that are told again with near items in the
+            place of some.
+        replaced: The chance of each item of a variant to be replaced by a neighbour, drawn as for a walk.
     """
 
     share: float = 0.0
@@ -67,6 +70,8 @@ class WalkRecipe:
     length: int = 5
     neighbours: int = 10
     mean_rank: float = 2.0
+    variants: float = 0.0
+    replaced: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ class Recipe:
         dtype: Of the weights that are loaded: ``float32`` or ``bfloat16``.
         rows_learning_rate: Of the identifier rows; unset: that of everything else.
         negatives: Tokens, drawn anew at every step, that the softmax of training is over beside the target; 0: all.
+        batch_events: About how many events of histories a step trains on, on every device: long histories then come in
+            batches of fewer rows than short ones, and the same recipe does for both. 0: [training] says how many rows.
         seed: Of everything that is drawn but the split.
         training: Keys of TRL's ``SFTConfig`` (learning_rate, num_train_epochs, ...) out of ``options.TRAINING_KEYS``.
         lora: Keys of PEFT's ``LoraConfig`` (r, lora_alpha, target_modules, ...), passed through.
@@ -124,6 +131,7 @@ class Recipe:
     dtype: Literal["float32", "bfloat16"] = "float32"
     rows_learning_rate: float | None = None
     negatives: int = 0
+    batch_events: int = 0
     seed: int = 0
     identifiers: IdentifierRecipe | None = None
     walks: WalkRecipe = WalkRecipe()
@@ -153,12 +161,20 @@ class Recipe:
         if self.negatives < 0 or self.negatives in range(1, 8):
             raise ConfigError(f"recipe: negatives is {self.negatives}. It is 0 (the whole vocabulary) or at least 8, "
                               "such as 2048.")  # fmt: skip
+        if self.batch_events < 0:
+            raise ConfigError(f"recipe: batch_events is {self.batch_events}. It is at least 0.")
+        if self.batch_events and "per_device_train_batch_size" in self.training:
+            raise ConfigError(f"recipe: batch_events is {self.batch_events}, and training.per_device_train_batch_size "
+                              "says how large a batch is too. Remove one of the two.")  # fmt: skip
         if self.negatives and self.training.get("label_smoothing_factor"):
             raise ConfigError("recipe: training.label_smoothing_factor spreads over the whole vocabulary, and "
                               f"negatives is {self.negatives}, a part of it. Set one of the two to 0.")  # fmt: skip
         if self.walks.share < 0 or not 0 <= self.walks.alone < 1:
             raise ConfigError(f"recipe: walks.share is {self.walks.share} (at least 0), walks.alone "
                               f"{self.walks.alone} (at least 0, below 1).")  # fmt: skip
+        if self.walks.variants < 0 or not 0 <= self.walks.replaced <= 1:
+            raise ConfigError(f"recipe: walks.variants is {self.walks.variants} (at least 0), walks.replaced "
+                              f"{self.walks.replaced} (from 0 to 1).")  # fmt: skip
         if self.walks.length < 2 or self.walks.neighbours < 1:
             raise ConfigError(f"recipe: walks.length is {self.walks.length} (at least 2), walks.neighbours "
                               f"{self.walks.neighbours} (at least 1).")  # fmt: skip

@@ -126,7 +126,7 @@ class Plan:
 
     Attributes:
         table: int32 [rows, 7]: epoch, task, kind (history, walk or item), index of it, start, stop, context.
-        walks: The walks that rows refer to.
+        walks: The walks, and the variants of histories, that rows refer to.
     """
 
     table: np.ndarray
@@ -258,7 +258,7 @@ class _FreshHistories(_Histories):
 
 
 class _Walks:
-    """Makes walks over textual neighbours and the rows of them; keeps the walks in ``made``."""
+    """Makes walks over textual neighbours, variants of histories, and the rows of both; keeps them in ``made``."""
 
     def __init__(
         self, recipe: Recipe, tokenization: Tokenization, neighbours: np.ndarray | None, rng: np.random.Generator
@@ -272,7 +272,27 @@ class _Walks:
             return []
         told = self.recipe.walks
         drawn = features.walks(self.neighbours, count, told.length, self.rng, mean_rank=told.mean_rank)
-        budget = self.tokenization.history_budget(self.tokenization.head_ids(prompt))
+        return self._cut(drawn, catalogue, self._budget(prompt))
+
+    def variants(
+        self, prompt: Prompt, catalogue: np.ndarray, histories: Sequence[np.ndarray], count: int
+    ) -> list[tuple[int, ...]]:
+        """Rows of ``count`` of the ``histories``, all of them before one comes again, told with near items."""
+        if self.neighbours is None or count == 0 or not histories:
+            return []
+        told, budget = self.recipe.walks, self._budget(prompt)
+        chosen = []
+        for number in _in_rounds(np.arange(len(histories)), count, self.rng):
+            fits = windows(catalogue[histories[number]], budget, 0)[0][1]
+            start = int(self.rng.integers(len(histories[number]) - fits + 1))
+            chosen.append(histories[number][start : start + fits])
+        drawn = features.variants(self.neighbours, chosen, told.replaced, self.rng, mean_rank=told.mean_rank)
+        return self._cut(drawn, catalogue, budget)
+
+    def _budget(self, prompt: Prompt) -> int:
+        return self.tokenization.history_budget(self.tokenization.head_ids(prompt))
+
+    def _cut(self, drawn: Sequence[np.ndarray], catalogue: np.ndarray, budget: int) -> list[tuple[int, ...]]:
         # A walk ends where the row is full.
         drawn = [walk[: windows(catalogue[walk], budget, 0)[0][1]] for walk in drawn]
         begin = len(self.made)
@@ -447,6 +467,10 @@ def plan(
                 share = 1.0 if epoch < opening else recipe.walks.share
                 count = round(weights[number] * share * len(histories.active))
                 made += walks.rows(prompt, cuts[number].catalogue, count)
+                if epoch >= opening and recipe.walks.variants:
+                    count = round(weights[number] * recipe.walks.variants * len(histories.active))
+                    told = [train[user] for user in histories.active if len(train[user]) > 1]
+                    made += walks.variants(prompt, cuts[number].catalogue, told, count)
             else:
                 count = round(weights[number] * windows_now)
                 if prompt.subject == "item":

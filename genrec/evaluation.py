@@ -21,7 +21,7 @@ from genrec import features, files, metrics, progress
 from genrec.adapter import versions
 from genrec.baselines import BASELINES, Baseline, tune
 from genrec.baselines import recommend as recommend_baseline
-from genrec.comparison import headline, paired_tests
+from genrec.comparison import paired_tests
 from genrec.config import Spec, as_table, load_spec, suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, LeakError
@@ -29,6 +29,7 @@ from genrec.foreign_lists import read_lists
 from genrec.questions import ask
 from genrec.recommender import Recommender
 from genrec.report import Report
+from genrec.report.numbers import preferred
 from genrec.segments import segments
 from genrec.significance import interval
 from genrec.splits import Cases, Split, histories_hash
@@ -163,11 +164,16 @@ def _fitted(
     if stored.exists():
         try:
             table = json.loads(stored.read_text(encoding="utf-8"))
-            known = table["baselines"] if table["tuned_on"] == tuned_on else {}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{stored} is no file of tuned baselines ({error!r}). Remove it, or tune again."
-            ) from error
+            known = {
+                label: {key: choice[key] for key in ("options", "settings", "cases")}
+                for label, choice in table["baselines"].items()
+                if table["tuned_on"] == tuned_on
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not again:
+                raise ConfigError(
+                    f"{stored} is no file of tuned baselines ({error!r}). Remove it, or tune again: --tune-baselines."
+                ) from error
         if not known and not again:
             progress.say(f"{stored} was tuned on other data, so baselines run with their defaults; --tune-baselines")
     result: dict[str, tuple[Baseline, dict[str, Any]]] = {}
@@ -182,7 +188,9 @@ def _fitted(
             try:
                 baseline = BASELINES[name](**options)
             except TypeError as error:
-                raise ConfigError(f"{stored}: {name} has no such options: {options}. Tune again.") from error
+                raise ConfigError(
+                    f"{stored}: {name} has no such options: {options}. Tune again: --tune-baselines."
+                ) from error
             baseline.fit(train, items)
         told = {"options": dict(baseline.parameters), "tuned": False, "settings": []}
         if name in known and len(known[name]["settings"]) > 1:  # Popularity has nothing to choose.
@@ -198,7 +206,8 @@ def _shown_examples(lists: Mapping[str, Lists], cases: Cases, data: Dataset, see
 
     def entry(item: int, target: int) -> dict[str, Any]:
         if item < 0:
-            return {"item_id": "", "title": "(not in the catalogue)", "hit": False}
+            title = "(empty)" if item == -1 else "(not in the catalogue)"
+            return {"item_id": "", "title": title, "hit": False}
         return {"item_id": data.item_ids[item], "title": titles[item], "hit": item == target}
 
     return [
@@ -208,7 +217,7 @@ def _shown_examples(lists: Mapping[str, Lists], cases: Cases, data: Dataset, see
             "events": len(cases.histories[case]),
             "target": titles[target],
             "lists": {
-                label: [entry(int(item), target) for item in found[case, :_SHOWN] if item != -1]
+                label: [entry(int(item), target) for item in np.trim_zeros(found[case, :_SHOWN] + 1, "b") - 1]
                 for label, found in lists.items()
             },
         }
@@ -266,7 +275,8 @@ def evaluate(
         if baseline not in BASELINES:
             raise ConfigError(f"spec: unknown baseline {baseline!r}. {suggestion(baseline, BASELINES)}")
     brought = [(root / file, file) for file in spec.against] + [(Path(file), str(file)) for file in against]
-    labels = [*spec.baselines, *(file.stem for file, _ in brought), *spec.adapters]
+    names = [file.name.removesuffix(".gz").rpartition(".")[0] or file.name for file, _ in brought]
+    labels = [*spec.baselines, *names, *spec.adapters]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigError(f"spec: two recommenders are both called {label!r}. Rename the adapter or the file.")
@@ -290,8 +300,8 @@ def evaluate(
 
     # Files of lists first: what is wrong with one should be known before an hour of decoding.
     foreign = {
-        file.stem: read_lists(file, data, cases.users, cases.histories, max(spec.k), shown=shown)
-        for file, shown in brought
+        label: read_lists(file, data, cases.users, cases.histories, max(spec.k), shown=shown)
+        for label, (file, shown) in zip(names, brought, strict=True)
     }
     lists: dict[str, Lists] = {}
     among_cold: dict[str, Lists] = {}
@@ -350,7 +360,7 @@ def evaluate(
         for label, found in lists.items():
             rows[label] = measure(found, cases.targets, spec.k, background)
             advance()
-    k = headline(spec.k)
+    k = preferred(spec.k)
     ranks = {label: metrics.ranks(found, cases.targets) for label, found in lists.items()}
     parts = {
         title: {

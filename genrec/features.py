@@ -206,6 +206,40 @@ def walks(
     return [row[:m] for row, m in zip(path, lengths, strict=True)]
 
 
+def variants(
+    neighbours: NDArray[np.integer],
+    histories: Sequence[NDArray[np.integer]],
+    replaced: float,
+    rng: np.random.Generator,
+    mean_rank: float = 2.0,
+) -> list[NDArray[np.int32]]:
+    """Histories in which some items are replaced by one that is near in text.
+
+    Each item is replaced with probability ``replaced`` by its r-th nearest, drawn with probability proportional to
+    ``exp(-r / mean_rank)``; an item without that neighbour stays.
+
+    Args:
+        neighbours: int [n_items, k], best first, padded with -1.
+        histories: What to vary; they are not changed.
+        replaced: From 0 to 1.
+        rng: Source of randomness.
+        mean_rank: Scale of the exponential, > 0.
+
+    Returns:
+        int32 arrays of the same lengths.
+    """
+    if not 0 <= replaced <= 1 or not mean_rank > 0:
+        raise ConfigError(f"variants need replaced from 0 to 1 and mean_rank > 0, found {replaced} and {mean_rank}.")
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    flat = np.concatenate([np.empty(0, dtype=np.int32), *histories]).astype(np.int32)
+    k = neighbours.shape[1]
+    if k:
+        weight = np.exp(-np.arange(k) / mean_rank)
+        near = neighbours[flat, rng.choice(k, size=len(flat), p=weight / weight.sum())]
+        flat = np.where((rng.random(len(flat)) < replaced) & (near >= 0), near, flat).astype(np.int32)
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
 def interaction_matrix(train: Sequence[NDArray[np.integer]], n_items: int) -> sparse.csr_matrix:
     """Who consumed what: float32 csr [n_users, n_items], 1 where a user's history holds the item.
 

@@ -1,8 +1,8 @@
 """Lists that something else made, such as the recommender that is in production, to be scored beside genrec's own.
 
 One row per place: ``user_id``, ``rank`` (1 is the first) and ``item_id``; further columns, such as ``score``, are not
-read. A list is scored as it is: what it holds of the user's history stays in it, and what is not in the catalogue keeps
-its place and hits nothing.
+read. A list is scored as it is: what it holds of the user's history stays in it, what is not in the catalogue keeps its
+place and hits nothing, and where a rank is left out, its place is empty.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from genrec.config import suggestion
 from genrec.dataset import Dataset
 from genrec.errors import DataError
 from genrec.readers import read_table
+from genrec.tables import as_ids
 
 COLUMNS = ("user_id", "rank", "item_id")
 UNKNOWN = -2  # In a list: a place with an item that is not in the catalogue.
@@ -75,12 +76,17 @@ def read_lists(
                 f"{name}: the column {column!r} is missing. {suggestion(column, table.columns)} A file of lists has "
                 "user_id, rank and item_id."
             )
+        if table[column].dtype.is_nested() or table[column].dtype == pl.Object:
+            raise DataError(
+                f"{name}: the column {column!r} holds {table[column].dtype}, where one value is expected. Write a row "
+                "per place of a list."
+            )
     ranks = table["rank"].cast(pl.Float64, strict=False)
     whole = ranks.is_not_null() & ranks.is_finite() & (ranks == ranks.floor()) & (ranks >= 1)
     given = table.select(
-        pl.col("user_id").cast(pl.String),
-        pl.col("item_id").cast(pl.String),
-        pl.when(whole).then(ranks).cast(pl.Int64).alias("rank"),
+        as_ids(table["user_id"]),
+        as_ids(table["item_id"]),
+        pl.when(whole).then(ranks).cast(pl.Int64, strict=False).alias("rank"),
     ).with_row_index("row", offset=1)
     for column, bad, reason in (
         ("user_id", pl.col("user_id").is_null(), "is empty. Every row names a user."),
@@ -123,9 +129,11 @@ def read_lists(
         for rows, column, what in ((strangers, "user_id", "the data set"), (unknown, "item_id", "the catalogue"))
         for row, value in rows.select("row", column).head(3).iter_rows()
     ]
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     told = {
         "file": name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest,
         "rows": given.height,
         "users_without_list": len(users) - scored["case"].n_unique(),
         "users_without_case": joined.filter(pl.col("case").is_null() & pl.col("known"))["user_id"].n_unique(),

@@ -43,11 +43,16 @@ def segments(
         "target seen in training": _some({"seen": counts > 0, "cold": counts == 0}),
     }
     if "language" in items.columns:
-        spoken = items["language"].cast(pl.String).fill_null("").to_numpy()[targets]
+        language = items["language"]
+        if isinstance(language.dtype, pl.List):
+            language = language.list.eval(pl.element().cast(pl.String)).list.join(", ", ignore_nulls=True)
+        language = language.cast(pl.String).fill_null("")
+        spoken = language.set(language == "", "not given").to_numpy()[targets]
         names, sizes = np.unique(spoken, return_counts=True)
         own = names[np.argsort(-sizes, kind="stable")][:_LANGUAGES]
-        parts = {str(name) or "not given": spoken == name for name in own}
-        parts["others"] = ~np.isin(spoken, own)
+        parts = {str(name): spoken == name for name in own}
+        rest = ~np.isin(spoken, own)
+        parts["others"] = parts.get("others", rest) | rest
         found["language"] = _some(parts)
     return found
 

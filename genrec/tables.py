@@ -202,14 +202,14 @@ def _table(
                 f"{_where(table, what)}: column {column.name!r} holds {column.dtype}; single values are expected."
             )
     ids = [c for c in (*required, "event") if c in table.columns and (c != "event" or what == "interactions")]
-    return table.with_columns([_text(table[c]) for c in ids])
+    return table.with_columns([as_ids(table[c]) for c in ids])
 
 
 def _where(table: pl.DataFrame, what: str) -> str:
     return table[SOURCE][0] if SOURCE in table.columns and table.height else f"the {what} table"
 
 
-def _text(series: pl.Series) -> pl.Series:
+def as_ids(series: pl.Series) -> pl.Series:
     """Ids as strings; nothing but white space counts as missing. Whole floats, which pandas makes, lose their ".0"."""
     if series.dtype.is_float():
         series = series.fill_nan(None)

@@ -229,7 +229,7 @@ class _Trainable:
     config: SFTConfig
 
     def collate(self, examples: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        """A padded batch of rows, with the number, the task and the kind of each; a row -1 is one token without a label."""
+        """A padded batch of rows, with number, task and kind of each; a row -1 is one token without a label."""
         pad = self.rows.tokenization.tokenizer.pad_token_id
         numbers = [example["row"] for example in examples]
         real = [number for number in numbers if number >= 0]
@@ -436,6 +436,14 @@ def _build(
     return base, prompts, tokenization, model if recipe.tuning == "full" else with_lora(model, recipe, ids)
 
 
+def rows_of(events: int, train: Sequence[np.ndarray], tokenization: Tokenization) -> int:
+    """How many rows hold about so many events, where histories are cut to ``max_length`` tokens; at least 1."""
+    fit = max(1.0, tokenization.max_length / float(tokenization.lengths.mean()))
+    lengths = np.array([len(history) for history in train if len(history)])
+    mean = lengths.sum() / np.ceil(lengths / fit).sum() if len(lengths) else 1.0
+    return max(1, round(events / mean))
+
+
 def check_length(recipe: Recipe, model: Any, name: str) -> None:
     """Refuse rows that are longer than the model of the base ``name`` reads."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -462,10 +470,12 @@ def _ready(recipe: Recipe, root: Path, data: Dataset | None, prepared: Prepared 
         base, prompts, tokenization, model = prepared.base, prepared.prompts, prepared.tokenization, prepared.model
     check_length(recipe, model, base.name)
     neighbours = None
-    if recipe.walks.share > 0 or recipe.walks.alone > 0:
+    if recipe.walks.share > 0 or recipe.walks.alone > 0 or recipe.walks.variants > 0:
         neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
     with tempfile.TemporaryDirectory() as scratch:
         config = _sft_config(recipe, scratch)
+        if recipe.batch_events:
+            config.per_device_train_batch_size = rows_of(recipe.batch_events, split.train, tokenization)
         epochs = training_options(recipe.training)["num_train_epochs"]
         made = plan(
             recipe, prompts, tokenization, split.train, neighbours, data.user_rows,

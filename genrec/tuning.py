@@ -32,9 +32,9 @@ def load(recipe: Recipe, base: bases.Base) -> PreTrainedModel:
 def start_rows(model: PreTrainedModel, ids: torch.Tensor, vectors: np.ndarray | None, seed: int) -> None:
     """Set the embedding rows of new tokens, in the scale of the rows that are there.
 
-    With ``vectors`` (float32 [tokens, d]) a row is their random projection (Johnson-Lindenstrauss: near vectors make
-    near rows) plus a tenth of noise, which tells equal vectors apart; a token with a zero vector, or without
-    ``vectors``, starts random.
+    With ``vectors`` (float32 [tokens, d]) a row is a random rotation of them, which keeps every cosine, where the model
+    is at least d wide, and else their random projection to orthogonal directions, in which near vectors stay near; plus
+    a tenth of noise, which tells equal vectors apart. A token with a zero vector, or without any, starts random.
     """
     rng = np.random.default_rng([seed, 2])
     weight = model.get_input_embeddings().weight
@@ -43,7 +43,9 @@ def start_rows(model: PreTrainedModel, ids: torch.Tensor, vectors: np.ndarray | 
     noise = rng.standard_normal((len(ids), weight.shape[1]))
     values = noise
     if vectors is not None:
-        projected = vectors @ rng.standard_normal((vectors.shape[1], weight.shape[1]))
+        drawn = rng.standard_normal((max(vectors.shape[1], weight.shape[1]), min(vectors.shape[1], weight.shape[1])))
+        turn = np.linalg.qr(drawn)[0]  # Orthonormal columns.
+        projected = vectors @ (turn if len(turn) == vectors.shape[1] else turn.T)
         norm = np.sqrt(np.mean(projected**2, axis=1, keepdims=True))
         known = norm[:, 0] > 0
         values = np.where(known[:, None], projected / np.where(norm > 0, norm, 1) + 0.1 * noise, noise)

@@ -11,6 +11,7 @@ import pytest
 from genrec import comparison, metrics, significance
 from genrec.errors import ConfigError
 from genrec.report import Report
+from genrec.report.numbers import preferred
 
 RNG = np.random.default_rng(0)
 RANKS = {name: RNG.integers(0, 12, 30) for name in ("popularity", "old", "new", "newer")}
@@ -95,6 +96,14 @@ def test_a_comparison_is_saved(tmp_path: Path) -> None:
     assert "A: old" in written.read_text()
 
 
-def test_headline() -> None:
-    assert comparison.headline((1, 5, 10, 50)) == 10
-    assert comparison.headline((1, 5, 20)) == 20
+def test_preferred_cut_off() -> None:
+    assert preferred((1, 5, 10, 50)) == 10
+    assert preferred((1, 5, 20)) == 20
+
+
+def test_reports_are_tested_at_a_cut_off_of_both_whichever_comes_first() -> None:
+    short = report("short", {"new": "adapter"}, k=5)
+    both = report("both", {"old": "adapter"})
+    wide = dataclasses.replace(both, rows={"old": {**both.rows["old"], **short.rows["new"]}})
+    for pair in ((short, wide), (wide, short)):
+        assert {test["metric"] for test in comparison.compare(*pair).tests} == {"recall@5", "ndcg@5"}

@@ -216,6 +216,41 @@ def test_opening_epochs_hold_walks_and_no_interaction() -> None:
             np.testing.assert_array_equal(rows.row(number).labels, expected.labels)
 
 
+def test_variants_are_histories_told_with_near_items_after_the_opening() -> None:
+    walks = WalkRecipe(alone=0.25, variants=0.5, replaced=0.5)
+    made, rows = make([NEXT], epochs=4, walks=walks, length=64)
+    by_kind = counts(made, 0, 1, 2)
+    assert by_kind[0, 0, WALK] == ACTIVE  # Walks alone.
+    near = neighbours()
+    whole = {len(history) for history in TRAIN}
+    for epoch in (1, 2, 3):
+        assert by_kind[epoch, 0, HISTORY] == ACTIVE
+        assert by_kind[epoch, 0, WALK] == round(ACTIVE / 2)
+    for row in made.table.tolist():
+        if row[0] and row[2] == WALK:
+            told = made.walks[row[3]]
+            assert len(told) in whole
+            assert any(
+                len(history) == len(told)
+                and all(new == old or new in near[old] for old, new in zip(history, told, strict=True))
+                for history in TRAIN
+            )
+    assert len(rows) == len(made.table)
+
+
+def test_a_variant_of_a_long_history_is_a_piece_of_it() -> None:
+    made, rows = make([NEXT], epochs=2, walks=WalkRecipe(variants=1.0, replaced=0.0), length=12)
+    pieces = [made.walks[row[3]] for row in made.table.tolist() if row[2] == WALK]
+    assert pieces
+    for piece in pieces:
+        assert any(
+            np.array_equal(piece, history[start : start + len(piece)])
+            for history in TRAIN
+            for start in range(len(history))
+        )
+    assert all(len(rows.row(number).ids) <= 12 for number in range(len(rows)))
+
+
 def test_walks_read_no_interaction() -> None:
     """The leak guard of walks: other training histories give the same walks."""
     walks, other = WalkRecipe(alone=0.9), [history[::-1].copy() for history in TRAIN]

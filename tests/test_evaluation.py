@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import shutil
@@ -465,6 +466,17 @@ def test_the_lists_of_a_row_brought_as_a_file_score_the_same(
     assert found.protocol["against"]["today"]["places_in_history"] == 0
 
 
+def test_a_zipped_list_with_a_gap(workspace: Path, data: genrec.Dataset, tmp_path: Path) -> None:
+    rows = [f"{user},1,i0\n{user},3,nothing" for user in data.user_ids]
+    with gzip.open(tmp_path / "to.day.csv.gz", "wt") as file:
+        file.write("\n".join(["user_id,rank,item_id", *rows]))
+    given = ["adapters={}", "baselines=[]", "k=[5]"]
+    found = evaluate(workspace / "eval" / "tiny.toml", assignments=given, against=[tmp_path / "to.day.csv.gz"])
+    assert list(found.rows) == ["to.day"]
+    shown = [place["title"] for place in found.examples[0]["lists"]["to.day"]]
+    assert shown == [data.items["title"][0], "(empty)", "(not in the catalogue)"]
+
+
 def test_two_rows_of_one_name_are_refused(workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"both called 'popularity'\. Rename the adapter or the file"):
         evaluate(workspace / "eval" / "tiny.toml", against=[tmp_path / "popularity.csv"])
@@ -556,9 +568,11 @@ def test_a_choice_is_kept_and_used_while_its_data_are_the_same(
     stored.write_text(json.dumps(table))
     with pytest.raises(ConfigError, match=r"listening has no such options: \{'second': 1\}"):
         run(planted)
-    stored.write_text("{}")
-    with pytest.raises(ConfigError, match="no file of tuned baselines"):
-        run(planted)
+    for text in ("{}", "[]", '{"tuned_on": 1, "baselines": {"listening": {}}}'):
+        stored.write_text(text)
+        with pytest.raises(ConfigError, match=r"no file of tuned baselines .* tune again: --tune-baselines"):
+            run(planted)
+    assert run(planted, tune_baselines=True) == tuned  # As the message says.
 
 
 # Bad input

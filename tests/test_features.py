@@ -208,6 +208,36 @@ def test_walks_draw_ranks_exponentially() -> None:
     np.testing.assert_allclose(share, expected / expected.sum(), atol=0.02)
 
 
+@settings(max_examples=50)
+@given(st.integers(1, 12), st.integers(0, 5), st.floats(0, 1), st.integers(0, 99))
+def test_variants_replace_items_by_their_neighbours_alone(n_items: int, k: int, replaced: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    near = rng.integers(-1, n_items, size=(n_items, k))
+    histories = [rng.integers(0, n_items, size=size).astype(np.int32) for size in (3, 0, 1, 7)]
+    before = [history.copy() for history in histories]
+    told = features.variants(near, histories, replaced, np.random.default_rng(seed))
+    assert [len(variant) for variant in told] == [3, 0, 1, 7]
+    for history, variant, kept in zip(histories, told, before, strict=True):
+        assert variant.dtype == np.int32
+        assert np.array_equal(history, kept)
+        assert all(new == old or new in near[old] for old, new in zip(history, variant, strict=True))
+        if replaced == 0:
+            assert np.array_equal(history, variant)
+    again = features.variants(near, histories, replaced, np.random.default_rng(seed))
+    assert all(np.array_equal(a, b) for a, b in zip(told, again, strict=True))
+
+
+def test_variants_replace_as_many_as_they_should() -> None:
+    near = np.array([[1, 2], [0, 2], [-1, -1]])
+    told = features.variants(near, [np.zeros(50_000, dtype=np.int32)], 0.3, np.random.default_rng(0))[0]
+    assert abs((told != 0).mean() - 0.3) < 0.01
+    assert abs((told == 1).sum() / (told != 0).sum() - 1 / (1 + np.exp(-0.5))) < 0.02
+    assert (features.variants(near, [np.full(9, 2)], 1.0, np.random.default_rng(0))[0] == 2).all()
+    assert features.variants(near, [], 0.5, np.random.default_rng(0)) == []
+    with pytest.raises(ConfigError, match=r"found 1\.5 and 2"):
+        features.variants(near, [], 1.5, np.random.default_rng(0))
+
+
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 

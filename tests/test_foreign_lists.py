@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -90,6 +91,31 @@ def test_bad_lists_are_refused(rows: list[str], message: str, data: genrec.Datas
     with pytest.raises(DataError, match=message) as found:
         lists_of(tmp_path / "bad.csv", "\n".join(rows) + "\n", data)
     assert str(found.value).startswith(str(tmp_path / "bad.csv"))
+
+
+def test_ids_that_became_floats_and_gaps_between_ranks(data: genrec.Dataset, tmp_path: Path) -> None:
+    """As pandas writes a column of numbers that has passed through a join."""
+    frame = pl.DataFrame({"user_id": [1.0, 1.0], "rank": [1, 3], "item_id": ["c", "d"]})
+    frame.write_parquet(tmp_path / "today.parquet")
+    found = read_lists(tmp_path / "today.parquet", data, np.array([0]), [np.array([0])], 4)
+    assert found.lists.tolist() == [[2, -1, 3, -1]]
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        ({"user_id": ["1"], "rank": [1], "item_id": [["a", "b"]]},
+         r"the column 'item_id' holds List\(String\), where one value is expected\. Write a row per place"),
+        ({"user_id": ["1"], "rank": [1e300], "item_id": ["a"]}, r"row 1, column rank: 1e\+300 is no whole number"),
+        ({"user_id": ["1"], "rank": [1], "item_id": [" "]}, r"row 1, column item_id: ' ' is empty"),
+    ],
+)  # fmt: skip
+def test_bad_parquet_is_refused(
+    frame: dict[str, list[Any]], message: str, data: genrec.Dataset, tmp_path: Path
+) -> None:
+    pl.DataFrame(frame).write_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match=message):
+        read_lists(tmp_path / "bad.parquet", data, np.array([0]), [np.array([0])], 4)
 
 
 def test_a_missing_file_is_named(data: genrec.Dataset, tmp_path: Path) -> None:

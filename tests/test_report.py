@@ -325,7 +325,7 @@ def test_protocol_is_told_in_words(full: Report) -> None:
     assert "Split: leave one out." in text
     assert "Seen items: items of the history are left out of every list. 7 targets are items that" in text
     assert "Adapters: 50 beams; the score of an item is the sum of log-probabilities." in said
-    assert "Baseline popularity: default settings, not tuned; options: none." in said
+    assert "Baseline popularity: nothing to tune; options: none." in said
     assert (
         "Baseline item_knn: tuned on validation (3 settings tried, all in the JSON file); options: recency 0.8." in said
     )
@@ -520,6 +520,19 @@ def test_a_comparison_shows_both_and_what_differs(full: Report) -> None:
     unsure = [{**test, "p_holm": 0.2} for test in tests]
     assert "**A: shop and B: shop cannot be told apart with certainty.**" in Comparison(full, other, unsure).markdown()
     assert "nothing can be told from this page but the means" in Comparison(full, other).markdown()
+
+
+def test_a_comparison_is_about_the_adapters_at_a_cut_off_of_both() -> None:
+    """item_knn is above the adapters, and one report has a row at 5 and 20 alone."""
+    first, other = (
+        made({"shop": recall, "item_knn": 0.2}, KINDS, name=name) for name, recall in (("a", 0.1), ("b", 0.05))
+    )
+    rows = {label: {m: v for m, v in row.items() if not m.endswith("@10")} for label, row in first.rows.items()}
+    tests = [paired(label, label, f"{name}@20", difference, p) for name in ("recall", "ndcg")
+             for label, difference, p in (("shop", 0.05, 0.001), ("item_knn", 0.0, 1.0))]  # fmt: skip
+    text = Comparison(replace(first, rows=rows), other, tests).markdown()
+    assert "**A: shop is significantly better than B: shop.**" in text
+    assert "among its first twenty" in text
 
 
 def test_public_names() -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.segments import segments
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 130), st.integers(0, 5)), min_size=1, max_size=30),
     st.lists(st.integers(0, 700), min_size=6, max_size=6),
@@ -50,3 +51,17 @@ def test_many_languages_share_one_segment() -> None:
     assert len(found["language"]) == 13
     assert next(iter(found["language"])) == "l19"  # The most frequent first.
     assert found["language"]["others"].sum() == 8
+
+
+def test_lists_of_languages_and_odd_names() -> None:
+    targets = np.arange(4)
+    language = pl.Series([["en"], ["en", "de"], [], None], dtype=pl.List(pl.String))
+    found = segments([np.zeros(1, int)] * 4, targets, np.ones(4, int), pl.DataFrame({"language": language}))
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in found["language"].items()} == {
+        "not given": [2, 3], "en": [0], "en, de": [1],
+    }  # fmt: skip
+    names = ["others", "others", "not given", None, *(f"l{item}" for item in range(20))]
+    found = segments([np.zeros(1, int)] * 24, np.arange(24), np.ones(24, int), pl.DataFrame({"language": names}))
+    np.testing.assert_array_equal(np.sum(list(found["language"].values()), axis=0), 1)
+    assert found["language"]["others"][:2].all()
+    assert found["language"]["not given"].sum() == 2

@@ -934,3 +934,19 @@ def test_a_prompt_file_that_is_not_there_is_answered_with_the_closest(shop: Path
         train(shop, "lora", 'tasks=[{prompt="prompts/next_itm.jinja"}]', name="refused")
     with pytest.raises(PromptError, match=r"Known: prompts/.*prompts/next_item\.jinja"):
         train(shop, "lora", 'tasks=[{prompt="x"}]', name="refused")
+
+
+def test_batches_of_events_hold_fewer_long_histories_than_short_ones(shop: Path, tiny_log: genrec.Dataset) -> None:
+    with ready(shop, "batch_events=30") as run:
+        lengths = [len(history) for history in run.split.train if len(history)]
+        assert run.config.per_device_train_batch_size == round(30 / np.mean(lengths))
+        tokenization = run.rows.tokenization
+    long = [np.zeros(1000, dtype=np.int32)] * 3
+    assert training.rows_of(120, long, tokenization) == round(120 / (1000 / np.ceil(1000 / tokenization.max_length)))
+    assert training.rows_of(1, long, tokenization) == 1
+    assert training.rows_of(8, [], tokenization) == 8
+    with (
+        pytest.raises(ConfigError, match="Remove one of the two"),
+        ready(shop, "batch_events=30", "training.per_device_train_batch_size=4"),
+    ):
+        pass

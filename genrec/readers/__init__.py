@@ -120,7 +120,7 @@ def read(
     for path in places:
         {"interactions": logs, "items": catalogues, "users": people}[_role(path, found)].append(path)
     if not logs:
-        raise ConfigError("no interactions file was named.")
+        raise ConfigError("no interactions file was named. Name a log, or a folder that holds one.")
     if found in FILES_FORMATS:
         return FILES_FORMATS[found].read(logs, catalogues, people, all_items=all_items)
     for what, files in (("items", catalogues), ("users", people)):

@@ -296,7 +296,10 @@ def _beyond_blocks(rows: Rows, k: int) -> list[Block]:
     explained = [f"{metric_name(name)}: {words.EXPLANATIONS[name]}" for name in columns]
     return [
         Heading("Beyond accuracy"),
-        Paragraph(f"Of the first {k} places of every list. None of these is good or bad by itself."),
+        Paragraph(
+            f"Of the first {k} places of every list. Invalid and repeated places are faults; none of the others is "
+            "good or bad by itself."
+        ),
         Table(["", *map(metric_name, columns)], table),
         Bullets(explained),
     ]
@@ -455,14 +458,16 @@ class Comparison:
         return out
 
     def _summary(self, tests: Sequence[Mapping[str, Any]], k: int) -> list[str]:
-        """The best recommender of A against the best of B that it was tested against."""
+        """The best adapter of A against the best of B; where they were not tested, the best that were."""
         if not tests:
             return [
                 "No recommender of A was tested against one of B: nothing can be told from this page but the means."
             ]
         order = ranked(self.rows, f"ndcg@{k}")
         pairs = dict.fromkeys((test["a"], test["b"]) for test in tests)
-        pair = min(pairs, key=lambda names: [order.index(name) for name in names])
+        # A baseline that both have says nothing of what the two reports are compared for, however good it is.
+        adapters = [names for names in pairs if {self.kinds[name] for name in names} == {"adapter"}]
+        pair = min(adapters or pairs, key=lambda names: [order.index(name) for name in names])
         told = {test["metric"]: test for test in tests if (test["a"], test["b"]) == pair}
         signs = {words.sign(test) for metric, test in told.items() if metric in (f"recall@{k}", f"ndcg@{k}")}
         users = f"{int(self.a.protocol.get('cases', 0)):,} users"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 SIGNIFICANT = 0.05  # The level at which a Holm-corrected p-value counts.
@@ -77,10 +77,15 @@ def cutoffs(names: Iterable[str]) -> list[int]:
     return sorted({int(name.rpartition("@")[2]) for name in names if "@" in name})
 
 
+def preferred(ks: Collection[int]) -> int:
+    """The cut-off of tests, segments and what stands first: 10, or the largest where 10 is not among them."""
+    return 10 if 10 in ks or not ks else max(ks)
+
+
 def headline(rows: Rows) -> int:
-    """The cut-off that a report puts first: 10, or the largest where 10 was not measured."""
-    found = cutoffs(name for row in rows.values() for name in row)
-    return 10 if 10 in found or not found else found[-1]
+    """The preferred cut-off of those at which every row was measured; two reports may differ in theirs."""
+    found = [set(cutoffs(row)) for row in rows.values()]
+    return preferred(set.intersection(*found) or set.union(*found))
 
 
 def ranked(rows: Rows, metric: str) -> list[str]:

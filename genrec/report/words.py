@@ -36,7 +36,7 @@ EXPLANATIONS = {
     "log_popularity_difference": "how much more popular the list is than the user's own history (difference of mean "
     "log popularity); above 0: the list leans to what is popular more than the user does.",
     "invalid": "share of recommended places that name no item of the catalogue; it must be 0.",
-    "repeated": "share of recommended places that name an item a second time in the same list; it must be 0.",
+    "repeated": "share of recommended places that name an item which stands further up in the same list; it must be 0.",
 }  # fmt: skip
 
 
@@ -238,10 +238,9 @@ def _baseline(label: str, told: Any) -> str:
         return f"Baseline {label}: {_json(told)}."
     tried = len(told.get("settings") or ())
     how = (
-        f"tuned on validation ({tried} settings tried, all in the JSON file)"
-        if told["tuned"]
-        else "default settings, not tuned"
-    )
+        f"tuned on validation ({tried} settings tried, all in the JSON file)" if told["tuned"]
+        else "default settings, not tuned" if told.get("options") else "nothing to tune"
+    )  # fmt: skip
     return f"Baseline {label}: {how}; options: {_options(told.get('options') or {})}."
 
 
