@@ -470,9 +470,9 @@ def test_a_zipped_list_with_a_gap(workspace: Path, data: genrec.Dataset, tmp_pat
     rows = [f"{user},1,i0\n{user},3,nothing" for user in data.user_ids]
     with gzip.open(tmp_path / "to.day.csv.gz", "wt") as file:
         file.write("\n".join(["user_id,rank,item_id", *rows]))
-    given = ["adapters={}", "baselines=[]", "k=[5]"]
+    given = ["adapters={}", "baselines=['popularity']", "k=[5]"]
     found = evaluate(workspace / "eval" / "tiny.toml", assignments=given, against=[tmp_path / "to.day.csv.gz"])
-    assert list(found.rows) == ["to.day"]
+    assert list(found.rows) == ["popularity", "to.day"]
     shown = [place["title"] for place in found.examples[0]["lists"]["to.day"]]
     assert shown == [data.items["title"][0], "(empty)", "(not in the catalogue)"]
 
@@ -568,7 +568,7 @@ def test_a_choice_is_kept_and_used_while_its_data_are_the_same(
     stored.write_text(json.dumps(table))
     with pytest.raises(ConfigError, match=r"listening has no such options: \{'second': 1\}"):
         run(planted)
-    for text in ("{}", "[]", '{"tuned_on": 1, "baselines": {"listening": {}}}'):
+    for text in ("{}", "[]", json.dumps({**table, "baselines": {"listening": {}}})):
         stored.write_text(text)
         with pytest.raises(ConfigError, match=r"no file of tuned baselines .* tune again: --tune-baselines"):
             run(planted)

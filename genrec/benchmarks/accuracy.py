@@ -32,7 +32,7 @@ def accuracy(
     *,
     seeds: Sequence[int] = (0,),
     base: str | None = None,
-    width: int = 128,
+    width: int = 256,
     layers: int = 2,
     heads: int = 4,
     threads: int | None = None,
