@@ -277,9 +277,9 @@ def create(
 ) -> Path:
     """Make a small Llama with random weights and tied embeddings, and its tokenizer, and write both to ``out``.
 
-    What every block adds begins at zero (Zhang et al., 2019, Fixup; Bachlechner et al., 2021, ReZero), so that an
-    untrained model goes on with what is nearest to the last token. Where identifier rows start from features that is a
-    recommender already, and training begins there and not in noise.
+    What every block adds begins at next to nothing (Zhang et al., 2019, Fixup; Bachlechner et al., 2021, ReZero), so
+    that an untrained model goes on with what is nearest to the last token. Where identifier rows start from features
+    that is a recommender already, and training begins there and not in noise. (At zero itself DoRA could not divide.)
 
     Args:
         texts: What the tokenizer learns its merges from; usually the titles of a catalogue.
@@ -319,9 +319,10 @@ def create(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    for layer in model.model.layers:
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.01)
+            layer.mlp.down_proj.weight.mul_(0.01)
     with files.new_folder(Path(out), overwrite=overwrite) as folder, quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

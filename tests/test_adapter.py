@@ -119,7 +119,7 @@ def test_the_adapters_differ(trained: tuple[Path, dict[str, np.ndarray]]) -> Non
     root, expected = trained
     for one, name in enumerate(NAMES):
         for other in NAMES[one + 1 :]:
-            assert np.abs(expected[name] - expected[other]).max() > 1e-3
+            assert np.abs(expected[name] - expected[other]).max() > 1e-4
     assert len({Adapter.load(root / "adapters" / name).hash for name in NAMES}) == len(NAMES)
 
 

@@ -51,7 +51,7 @@ def test_all_tables_are_built_into_their_dataclasses(tmp_path: Path) -> None:
     [
         ("max_lenght = 9\n", "shop.toml: unknown key 'max_lenght'", "Did you mean 'max_length'?"),
         ("[walks]\nalnoe = 0.5\n", "shop.toml: walks: unknown key 'alnoe'", "Did you mean 'alone'?"),
-        ("zzzzzzz = 1\n", "shop.toml: unknown key 'zzzzzzz'", "Known: base, data, dropout"),
+        ("zzzzzzz = 1\n", "shop.toml: unknown key 'zzzzzzz'", "Known: base, batch_events, data, dropout"),
         ("max_length = 2.5\n", "shop.toml: max_length is 2.5", "type int"),
         ("max_length = true\n", "shop.toml: max_length is True", "type int"),
         ('dropout = "high"\n', "shop.toml: dropout is 'high'", "type float"),

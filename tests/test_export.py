@@ -44,7 +44,7 @@ TRAINED = {  # Name -> changes to the recipe of the workspace's LoRA, which stan
     "llama-untied": ["base=adapters/llama", "lora.r=3"],
     "phi3-untied": ["base=adapters/phi3"],
     "qwen3-tied": ["base=adapters/qwen3", "lora.use_rslora=true"],
-    "bf16": ["base=adapters/qwen3", "dtype=bfloat16"],
+    "bf16": ["dtype=bfloat16"],
     "full": ["base=adapters/llama", "tuning=full", "lora={}"],
     "pattern": ['lora.rank_pattern={"q_proj" = 2}'],
     "dora": ["lora.use_dora=true"],
