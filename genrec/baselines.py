@@ -56,7 +56,20 @@ class Popularity:
         return np.tile(self._popularity, (len(histories), 1))
 
 
-class ItemKNN:
+class _Recency:
+    """Reads the last ``window`` items of a history, each step back weighing ``decay`` times as much."""
+
+    def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
+        _check_recency(type(self).__name__, decay, window, "0.6 and 20")
+        self.decay = decay
+        self.window = window
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"decay": self.decay, "window": self.window}
+
+
+class ItemKNN(_Recency):
     """Item-based nearest neighbours with recency (Sarwar et al., 2001, WWW; all items are neighbours).
 
     The score of item i after the history h_1 ... h_n is the sum over its last ``window`` items of
@@ -91,15 +104,6 @@ class ItemKNN:
         {"decay": 0.9},
         {"decay": 1.0, "window": 1000},
     )
-
-    def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
-        _check_recency("ItemKNN", decay, window, "0.6 and 20")
-        self.decay = decay
-        self.window = window
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"decay": self.decay, "window": self.window}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         self._popularity = _popularity(train, items.height)
@@ -204,7 +208,7 @@ class EASE:
         return _or_popularity(recent @ self._weights, histories, self._popularity)
 
 
-class Text:
+class Text(_Recency):
     """Items that read like the last ones; nothing is learnt, so it is the baseline for items without interactions.
 
     The score of item i after h_1 ... h_n is the sum over the last ``window`` items of
@@ -222,15 +226,6 @@ class Text:
         {"decay": 0.8},
         {"decay": 1.0},
     )
-
-    def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
-        _check_recency("Text", decay, window, "0.6 and 20")
-        self.decay = decay
-        self.window = window
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {"decay": self.decay, "window": self.window}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         self._popularity = _popularity(train, items.height)
@@ -396,7 +391,7 @@ def tune(
     chosen: Baseline | None = None
 
     def measure(baseline: Baseline) -> dict[str, float]:
-        ranks = _ranks(baseline, histories, wanted, exclude_seen)
+        ranks = metrics.ranks(recommend(baseline, histories, 10, exclude_seen), wanted)
         return {"ndcg@10": float(metrics.ndcg(ranks, 10).mean()), "recall@10": float(metrics.recall(ranks, 10).mean())}
 
     def keep(baseline: Baseline) -> None:
@@ -443,8 +438,11 @@ def recommend(
     if k < 1 or batch < 1:
         raise ConfigError(f"k and batch must be at least 1, found {k} and {batch}.")
     lists = np.full((len(histories), k), -1, dtype=np.int32)
+    # Histories of like length are scored together, which spares a sequence model the padding.
+    order = np.argsort([len(history) for history in histories], kind="stable")
     for start in range(0, len(histories), batch):
-        part = histories[start : start + batch]
+        cases = order[start : start + batch]
+        part = [histories[case] for case in cases]
         scores = baseline.scores(part)
         if allowed is not None:
             if allowed.dtype != np.bool_ or allowed.shape != scores.shape[1:]:
@@ -454,8 +452,9 @@ def recommend(
                 )
             scores[:, ~allowed] = -np.inf
         if exclude_seen:
-            _exclude(scores, part)
-        lists[start : start + batch] = features.top_k(scores, k)
+            for row, history in enumerate(part):
+                scores[row, history] = -np.inf
+        lists[cases] = features.top_k(scores, k)
     return lists
 
 
@@ -497,28 +496,3 @@ def _cosines(asked: sparse.csr_matrix, columns: sparse.csr_matrix) -> NDArray[np
     """``asked`` [n, V] times ``columns`` [V, n_items], dense; only the words that are asked for are made dense."""
     words = np.unique(asked.indices)
     return np.ascontiguousarray((columns[words].T @ asked[:, words].toarray().T).T, dtype=np.float32)
-
-
-def _exclude(scores: NDArray[np.float32], histories: Histories) -> None:
-    for row, history in enumerate(histories):
-        scores[row, history] = -np.inf
-
-
-def _ranks(
-    baseline: Baseline, histories: Histories, targets: NDArray[np.int64], exclude_seen: bool, batch: int = 256
-) -> NDArray[np.int64]:
-    """Rank of each target in the full catalogue, from 1, ties by item index as in ``recommend``; 0 if excluded."""
-    ranks = np.zeros(len(targets), dtype=np.int64)
-    # Histories of like length are scored together, which spares a sequence model the padding.
-    order = np.argsort([len(history) for history in histories], kind="stable")
-    for start in range(0, len(order), batch):
-        cases = order[start : start + batch]
-        part = [histories[case] for case in cases]
-        scores = baseline.scores(part)
-        if exclude_seen:
-            _exclude(scores, part)
-        own = scores[np.arange(len(cases)), targets[cases]][:, None]
-        # What comes before a target: larger scores, and equal ones of items that stand before it.
-        before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < targets[cases][:, None]))
-        ranks[cases] = np.where(own[:, 0] == -np.inf, 0, before.sum(axis=1) + 1)
-    return ranks

@@ -74,9 +74,37 @@ def measure(
     return row
 
 
+def _lists(
+    setting: _Setting, label: str, ask: Callable[[Cases, NDArray[np.bool_] | None], Lists]
+) -> tuple[Lists, Lists]:
+    """The lists of a recommender: int32 [cases, max(k)], and those of cold items alone for the cold cases.
+
+    Args:
+        setting: Whose cases.
+        label: What the progress bar calls the recommender.
+        ask: Cases, and the items that may be recommended (None: all) -> int32 [cases, at most max(k)].
+    """
+
+    def lists(cases: Cases, what: str, allowed: NDArray[np.bool_] | None) -> Lists:
+        found = np.full((len(cases), max(setting.spec.k)), -1, dtype=np.int32)
+        with progress.bar(what, len(cases)) as advance:
+            for start in range(0, len(cases), _CHUNK):
+                places = np.arange(start, min(start + _CHUNK, len(cases)))
+                items = ask(cases.take(places), allowed)
+                found[places, : items.shape[1]] = items
+                advance(len(places))
+        return found
+
+    every = lists(setting.cases, f"evaluating {label}", None)
+    if not len(setting.cold):
+        return every, every[:0]
+    cold = setting.cases.take(setting.cold)
+    return every, lists(cold, f"evaluating {label} among cold items", setting.cold_items)
+
+
 def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, split: Split) -> tuple[Lists, Lists]:
-    """The lists of an adapter: int32 [cases, max(k)], and those of cold items alone for the cold cases."""
-    spec, data, cases = setting.spec, setting.data, setting.cases
+    """``_lists`` of an adapter, which is refused where it does not belong to the split or the data set."""
+    spec, data = setting.spec, setting.data
     manifest = recommender.adapter.manifest
     if manifest["fitted_on"] != split.train_hash:
         raise LeakError(
@@ -89,48 +117,25 @@ def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, spli
         raise DataError(f"adapter {label!r}, prompt {recommender.adapter.prompt.name}: {problem}")
     if recommender.item_ids != data.item_ids:
         raise DataError(f"adapter {label!r} knows another catalogue than {spec.data}. Train it on this data set.")
-    width = max(spec.k)
 
-    def lists(places: NDArray[np.int64], what: str, **options: Any) -> Lists:
-        found = np.full((len(places), width), -1, dtype=np.int32)
-        with progress.bar(what, len(places)) as advance:
-            for start in range(0, len(places), _CHUNK):
-                part = cases.take(places[start : start + _CHUNK])
-                users = None if data.user_rows is None else [data.user_rows[user] for user in part.users]
-                items = recommender.search(
-                    part.histories, width, num_beams=spec.num_beams, exclude_seen=setting.exclude_seen, users=users,
-                    **options,
-                ).items  # fmt: skip
-                found[start : start + len(part), : items.shape[1]] = items
-                advance(len(part))
-        return found
+    def ask(cases: Cases, allowed: NDArray[np.bool_] | None) -> Lists:
+        users = None if data.user_rows is None else [data.user_rows[user] for user in cases.users]
+        return recommender.search(
+            cases.histories, max(spec.k),
+            num_beams=spec.num_beams, exclude_seen=setting.exclude_seen, users=users, allowed=allowed,
+        ).items  # fmt: skip
 
-    every = lists(np.arange(len(cases)), f"evaluating {label}")
-    if not len(setting.cold):
-        return every, every[:0]
-    return every, lists(setting.cold, f"evaluating {label} among cold items", allowed=setting.cold_items)
+    return _lists(setting, label, ask)
 
 
 def _baseline_lists(fitted: Baseline, label: str, setting: _Setting) -> tuple[Lists, Lists]:
-    """The same of a fitted baseline."""
-    width, cases = max(setting.spec.k), setting.cases
+    """``_lists`` of a fitted baseline."""
+    width = max(setting.spec.k)
 
-    def lists(histories: Sequence[np.ndarray], what: str, allowed: NDArray[np.bool_] | None) -> Lists:
-        found = [np.empty((0, width), dtype=np.int32)]
-        with progress.bar(what, len(histories)) as advance:
-            for start in range(0, len(histories), _CHUNK):
-                part = histories[start : start + _CHUNK]
-                found.append(recommend_baseline(fitted, part, width, setting.exclude_seen, _CHUNK, allowed))
-                advance(len(part))
-        return np.concatenate(found)
+    def ask(cases: Cases, allowed: NDArray[np.bool_] | None) -> Lists:
+        return recommend_baseline(fitted, cases.histories, width, setting.exclude_seen, _CHUNK, allowed)
 
-    cold = [cases.histories[case] for case in setting.cold]
-    return (
-        lists(cases.histories, f"evaluating {label}", None),
-        lists(cold, f"evaluating {label} among cold items", setting.cold_items)
-        if cold
-        else np.empty((0, width), np.int32),
-    )
+    return _lists(setting, label, ask)
 
 
 def _tuned_on(split: Split, data: Dataset, exclude_seen: bool) -> dict[str, Any]:

@@ -6,12 +6,12 @@ estimated from m of the V_s tokens of each part s, drawn evenly and without repl
     Z(t) = exp(l_t) + sum over s of (V_s - [t in s]) / (m_s - [t drawn]) * sum over the drawn j != t of exp(l_j)
 
 which is right on average, and exactly the whole softmax where all tokens are drawn. Scores at inference are always
-those of the whole softmax.
+those of the whole softmax. The head of a small model over a large catalogue is most of a step: with a tenth of the
+vocabulary a step on Amazon Beauty is 2.4 times faster.
 
 An item that no training history holds says nothing by not following one: it may not have been there yet. So the tokens
 of such items alone are no negatives of what followed in a history, and are as good as their walks and questions made
-them. The head of a small model over a large catalogue is most of a step, so that a tenth of the
-vocabulary makes a step of Amazon Beauty 2.4 times faster.
+them.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Negatives:
         self.part = (~inside).long()  # int64 [vocabulary], the part of each token.
         self.unseen = torch.zeros(vocabulary, dtype=torch.bool)
         self.unseen[unseen.cpu()] = True
+        self.spared = [int(self.unseen[tokens].sum()) for tokens in self.parts]  # Unseen ones of each part.
         self.counts = [min(len(self.parts[0]), count - count // OTHERS), min(len(self.parts[1]), count // OTHERS)]
 
     def draw(self, device: torch.device) -> torch.Tensor:
@@ -100,8 +101,8 @@ class Negatives:
         unseen = self.unseen.to(target.device)[drawn]
         none = (drawn == target[:, None]) | (unseen & followed[:, None])
         weights = torch.zeros(len(target), 1 + len(drawn), device=target.device)
-        for number, tokens in enumerate(self.parts):
-            away = torch.where(followed, int(self.unseen[tokens].sum()), 0) + (own == number).long()
+        for number, (tokens, spared) in enumerate(zip(self.parts, self.spared, strict=True)):
+            away = torch.where(followed, spared, 0) + (own == number).long()
             left = (~none & (part == number)).sum(dim=1)
             stand_for = (len(tokens) - away).float() / left.clamp(min=1).float()
             weights[:, 1:] = torch.where(part == number, stand_for.log()[:, None], weights[:, 1:])

@@ -51,11 +51,15 @@ class _Rows(nn.Module):
     """A frozen layer ``base`` and the rows [new, width] that stand in the place of its rows ``ids``."""
 
     ids: torch.Tensor
+    places: torch.Tensor  # int64 [vocabulary]: which of the rows stands there, or -1.
 
     def __init__(self, base: Any, ids: torch.Tensor, rows: nn.Parameter) -> None:
         super().__init__()
         self.base, self.rows = base, rows
+        places = torch.full((base.weight.shape[0],), -1)
+        places[ids] = torch.arange(len(ids))
         self.register_buffer("ids", ids.to(base.weight.device), persistent=False)
+        self.register_buffer("places", places.to(base.weight.device), persistent=False)
 
     @property
     def own(self) -> torch.Tensor:
@@ -68,21 +72,12 @@ class _Rows(nn.Module):
         return self.base.weight.index_copy(0, self.ids, self.own)
 
 
-def _places(base: Any, ids: torch.Tensor) -> torch.Tensor:
-    places = torch.full((base.weight.shape[0],), -1)
-    places[ids] = torch.arange(len(ids))
-    return places.to(base.weight.device)
-
-
 class RowEmbedding(_Rows):
     """An embedding of which some rows are trained."""
-
-    places: torch.Tensor  # int64 [vocabulary]: which of the rows stands there, or -1.
 
     def __init__(self, base: nn.Embedding, ids: torch.Tensor, rows: nn.Parameter) -> None:
         super().__init__(base, ids, rows)
         base.padding_idx = None  # It only keeps a gradient away that is none of the frozen rows', and would be of ours.
-        self.register_buffer("places", _places(base, ids), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         place = self.places[input_ids]
@@ -94,11 +89,8 @@ class RowEmbedding(_Rows):
 class RowHead(_Rows):
     """A head of which some rows are trained."""
 
-    places: torch.Tensor  # As in RowEmbedding.
-
     def __init__(self, base: nn.Linear, ids: torch.Tensor, rows: nn.Parameter) -> None:
         super().__init__(base, ids, rows)
-        self.register_buffer("places", _places(base, ids), persistent=False)
         first, new = int(ids[0]), len(ids)
         self.run = slice(first, first + new) if torch.equal(ids.cpu(), torch.arange(first, first + new)) else None
 

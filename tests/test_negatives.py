@@ -113,13 +113,9 @@ def test_a_run_with_all_tokens_drawn_is_a_run_with_none(workspace: Path, tmp_pat
     made = {}
     for label, count in (("whole", 0), ("drawn", 100_000)):
         recipe = genrec.config.load_recipe(workspace / "adapters" / "lora.toml", [f"negatives={count}", "dropout=0"])
-        (tmp_path / label).mkdir()
-        for name in ("prompts", "data", "adapters"):
-            (tmp_path / label / name).symlink_to(workspace / name)
-        (tmp_path / label / "adapters").unlink()
-        (tmp_path / label / "adapters").mkdir()
-        for source in (workspace / "adapters").iterdir():
-            (tmp_path / label / "adapters" / source.name).symlink_to(source)
+        (tmp_path / label / "adapters").mkdir(parents=True)
+        for there in [workspace / "prompts", workspace / "data", *(workspace / "adapters").iterdir()]:
+            (tmp_path / label / there.relative_to(workspace)).symlink_to(there)
         made[label] = load_file(genrec.train(recipe, name="made", workspace=tmp_path / label) / "rows.safetensors")
     for name, value in made["whole"].items():
         torch.testing.assert_close(made["drawn"][name], value, atol=1e-4, rtol=1e-3)
