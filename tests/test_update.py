@@ -392,8 +392,8 @@ def test_only_new_rows_are_predicted_and_lora_goes_on_from_the_trained_one(updat
 
 
 def test_training_on_learns_what_changed(updated: Path, tmp_path: Path) -> None:
-    # From now on everybody takes the new items in turn, which neither text nor the old log can tell. Three each, so that
-    # what is left for the last one has to be chosen.
+    # From now on everybody takes the new items in turn, which neither text nor the old log can tell. Three each, so
+    # that what is left for the last one has to be chosen.
     root = tmp_path / "workspace"
     shutil.copytree(updated, root)
     turn = ("i25", "i24", "i27", "i26")
