@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,6 +172,53 @@ def kept_from(lengths: Sequence[int] | np.ndarray, budget: int) -> int:
     return len(total) - int(np.searchsorted(total, budget, side="right"))
 
 
+class Fragments:
+    """Token ids of items one after another in a table, each encoded when it is first asked for; any thread may ask.
+
+    Args:
+        n_items: Of the catalogue.
+        encode: Item index -> its token ids, int32, at least one.
+    """
+
+    def __init__(self, n_items: int, encode: Callable[[int], np.ndarray]) -> None:
+        self._encode = encode
+        self._length = np.full(n_items, -1, dtype=np.int64)
+        self._begin = np.zeros(n_items, dtype=np.int64)
+        self._ids = np.empty(0, dtype=np.int32)
+        self._end = 0
+        self._lock = Lock()
+
+    def lengths(self, items: np.ndarray) -> np.ndarray:
+        """int64 [n]: tokens of each of ``items``."""
+        found = self._length[items]
+        if len(found) and found.min() < 0:
+            for item in np.unique(np.asarray(items)[found < 0]).tolist():
+                self._add(item)
+            found = self._length[items]
+        return found
+
+    def join(self, items: np.ndarray) -> np.ndarray:
+        """int32: the token ids of ``items``, in their order."""
+        lengths = self.lengths(items)
+        ends = np.cumsum(lengths)
+        places = np.repeat(self._begin[items] - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+        return self._ids[places]
+
+    def _add(self, item: int) -> None:
+        ids = self._encode(item)
+        with self._lock:
+            if self._length[item] >= 0:
+                return
+            end = self._end + len(ids)
+            if end > len(self._ids):
+                grown = np.empty(max(2 * len(self._ids), end), dtype=np.int32)
+                grown[: self._end] = self._ids[: self._end]
+                self._ids = grown
+            self._ids[self._end : end] = ids
+            self._begin[item], self._end = self._end, end
+            self._length[item] = len(ids)  # Last: who sees it may read the rest.
+
+
 class Tokenization:
     """A tokenizer with identifier tokens, and a catalogue: what turns histories and items into token ids.
 
@@ -221,7 +269,7 @@ class Tokenization:
         for index, tokens in enumerate(identifiers.tokens):
             self.tokens[index, : len(tokens)] = [vocabulary[token] for token in tokens]
         self.encode = text_encoder(tokenizer)
-        self._fragments: dict[str, list[np.ndarray | None]] = {}
+        self._fragments: dict[str, Fragments] = {}
         self._heads: dict[str, np.ndarray] = {}
         self._named: dict[int, Span] = {}
 
@@ -300,19 +348,17 @@ class Tokenization:
         """One event of a sequence prompt: the item's identifier, then whatever its block ``item`` adds."""
         return self._spans(prompt.render("item", item=self.item(item)))
 
-    def fragment(self, prompt: Prompt, item: int) -> np.ndarray:
-        """int32 token ids of one event, encoded once per item."""
-        fragments = self._fragments.get(prompt.hash)
-        if fragments is None:
-            fragments = self._fragments[prompt.hash] = [None] * len(self.items)
-        found = fragments[item]
+    def fragments(self, prompt: Prompt) -> Fragments:
+        """The events of a sequence prompt as token ids, each item encoded once."""
+        found = self._fragments.get(prompt.hash)
         if found is None:
-            found = fragments[item] = _ids(self.fragment_spans(prompt, item))
+            made = Fragments(len(self.items), lambda item: _ids(self.fragment_spans(prompt, item)))
+            found = self._fragments.setdefault(prompt.hash, made)
         return found
 
     def fragment_lengths(self, prompt: Prompt, history: np.ndarray) -> np.ndarray:
         """int64 [events]: tokens of each event of a history."""
-        return np.array([len(self.fragment(prompt, int(item))) for item in history], dtype=np.int64)
+        return self.fragments(prompt).lengths(history)
 
     def history_budget(self, head: np.ndarray) -> int:
         """Tokens left for the history between a head and the longest identifier."""
@@ -326,11 +372,28 @@ class Tokenization:
             history: int [events], item indices, oldest first; may be empty.
             user: Columns of the users table that the head may read.
         """
-        head = self.head_ids(prompt, user)
-        budget = self.history_budget(head)
-        newest = np.asarray(history)[-max(budget, 1) :]  # An event has a token at least; spares looking at the rest.
-        start = kept_from(self.fragment_lengths(prompt, newest), budget)
-        return np.concatenate([head, *(self.fragment(prompt, int(item)) for item in newest[start:])]).astype(np.int32)
+        return self.sequences(prompt, [history], [user])[0]
+
+    def sequences(
+        self, prompt: Prompt, histories: Sequence[np.ndarray], users: Sequence[Mapping[str, Any] | None]
+    ) -> list[np.ndarray]:
+        """``sequence`` of many users; what is done for each of them alone is little."""
+        heads = [self.head_ids(prompt, user) for user in users]
+        budgets = np.array([self.history_budget(head) for head in heads], dtype=np.int64)
+        # An event has a token at least; spares looking at the rest.
+        newest = [history[-max(budget, 1) :] for history, budget in zip(histories, budgets.tolist(), strict=True)]
+        counts = np.array([len(history) for history in newest], dtype=np.int64)
+        items = np.concatenate([np.empty(0, dtype=np.int64), *newest]).astype(np.int64)
+        fragments, owner = self.fragments(prompt), np.repeat(np.arange(len(counts)), counts)
+        lengths = fragments.lengths(items)
+        begins = np.concatenate([[0], np.cumsum(lengths)])
+        # As ``kept_from``: an event stays where it and all after it fit.
+        kept = begins[np.cumsum(counts)][owner] - begins[:-1] <= budgets[owner]
+        ids = fragments.join(items[kept])
+        sizes = np.bincount(owner[kept], weights=lengths[kept], minlength=len(counts)).astype(np.int64)
+        ends = np.cumsum(sizes)
+        bounds = zip(heads, (ends - sizes).tolist(), ends.tolist(), strict=True)
+        return [np.concatenate([head, ids[begin:end]]) for head, begin, end in bounds]
 
     def sequence_row(
         self,
@@ -347,10 +410,10 @@ class Tokenization:
         identifier alone, since nothing after it is predicted. ``weights`` are those of the events.
         """
         events = np.asarray(window, dtype=np.int64)
-        *before, last = events.tolist()
-        parts = [self.head_ids(prompt, user), *(self.fragment(prompt, item) for item in before), self.identifier(last)]
-        sizes = np.array([len(part) for part in parts])
-        ids = np.concatenate(parts).astype(np.int32)
+        fragments, before = self.fragments(prompt), events[:-1]
+        head, last = self.head_ids(prompt, user), self.identifier(int(events[-1]))
+        sizes = np.concatenate([[len(head)], fragments.lengths(before), [len(last)]])
+        ids = np.concatenate([head, fragments.join(before), last]).astype(np.int32)
         # An event begins with its identifier, of which every token is trained.
         begin, width = np.cumsum(sizes)[:-1][context:], self.lengths[events[context:]]
         trained = np.repeat(begin - np.cumsum(width) + width, width) + np.arange(width.sum())

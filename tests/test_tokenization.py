@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from genrec.identifiers import LONGEST_TITLE, Identifiers
 from genrec.prompts import Prompt
 from genrec.tokenization import (
     IGNORE,
+    Fragments,
     Frame,
     Tokenization,
     add_identifier_tokens,
@@ -330,7 +332,7 @@ def test_windows_are_cut_as_inference_cuts(
     scheme: str, prompt: Prompt, history: list[int], room: int, first: int
 ) -> None:
     whole = make("byte-level", scheme=scheme)
-    longest = max(len(whole.fragment(prompt, item)) for item in range(len(TITLES)))
+    longest = whole.fragment_lengths(prompt, np.arange(len(TITLES))).max()
     size = len(whole.head_ids(prompt)) + longest + room + whole.tokens.shape[1]
     tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=size)
     budget = tokenization.history_budget(tokenization.head_ids(prompt))
@@ -445,7 +447,7 @@ def test_no_title_smuggles_in_a_control_or_identifier_token(family: str) -> None
         assert harmful.isdisjoint(concatenated(data))
         assert tokenization.sequence_row(WITH_TEXT, np.array([0, 1])).ids.tolist() == [
             *tokenization.head_ids(WITH_TEXT),
-            *tokenization.fragment(WITH_TEXT, 0),
+            *tokenization.fragments(WITH_TEXT).join(np.array([0])),
             *tokenization.identifier(1),
         ]
 
@@ -501,9 +503,64 @@ def test_a_history_is_cut_to_the_newest_events_that_fit(family: str, prompt: Pro
         found = tokenization.sequence(prompt, history)
         assert len(found) + whole.tokens.shape[1] <= max_length
         start = kept_from(whole.fragment_lengths(prompt, history), max_length - len(head) - whole.tokens.shape[1])
-        expected = np.concatenate([head, *(whole.fragment(prompt, int(item)) for item in history[start:])])
+        kept = [span.ids for item in history[start:] for span in whole.fragment_spans(prompt, item)]
+        expected = np.concatenate([head, *kept])
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found, everything)
+
+
+@every_family
+@pytest.mark.parametrize("prompt", [HEADLESS, WITH_TEXT, WITH_USER], ids=lambda prompt: prompt.name)
+def test_sequences_of_many_users_are_those_of_each(family: str, prompt: Prompt) -> None:
+    whole = make(family, scheme="unequal")
+    longest = len(whole.head_ids(prompt, USER)) + 4 * whole.tokens.shape[1]
+    tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=longest)
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(0, len(TITLES), size).astype(np.int32) for size in (0, 1, 2, 3, 50, 5, 0)]
+    users = [USER, None, USER, {}, None, USER, None]
+    found = tokenization.sequences(prompt, histories, users)
+    for history, user, ids in zip(histories, users, found, strict=True):
+        head = tokenization.head_ids(prompt, user)
+        start = kept_from(tokenization.fragment_lengths(prompt, history), tokenization.history_budget(head))
+        expected = [*head, *(token for item in history[start:] for span in whole.fragment_spans(prompt, int(item))
+                             for token in span.ids)]  # fmt: skip
+        assert ids.tolist() == expected
+        assert ids.dtype == np.int32
+    assert tokenization.sequences(prompt, [], []) == []
+
+
+@settings(max_examples=100)
+@given(
+    table=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=12),
+    asked=st.lists(st.lists(st.integers(0, 11), max_size=8), max_size=6),
+)
+def test_fragments_are_joined_as_they_are_and_encoded_once(table: list[list[int]], asked: list[list[int]]) -> None:
+    encoded: list[int] = []
+
+    def encode(item: int) -> np.ndarray:
+        encoded.append(item)
+        return np.array(table[item], dtype=np.int32)
+
+    fragments = Fragments(len(table), encode)
+    for items in asked:
+        chosen = np.array([item % len(table) for item in items], dtype=np.int64)
+        assert fragments.lengths(chosen).tolist() == [len(table[item]) for item in chosen]
+        found = fragments.join(chosen)
+        assert found.dtype == np.int32
+        assert found.tolist() == [token for item in chosen for token in table[item]]
+    assert len(encoded) == len(set(encoded))
+
+
+def test_threads_that_share_fragments_read_the_same() -> None:
+    rng = np.random.default_rng(0)
+    table = [rng.integers(0, 1000, 1 + item % 7).astype(np.int32) for item in range(3000)]
+    for _ in range(5):
+        fragments = Fragments(len(table), lambda item: table[item].copy())
+        asked = [rng.integers(0, len(table), 2000) for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(fragments.join, asked))
+        for items, ids in zip(asked, found, strict=True):
+            np.testing.assert_array_equal(ids, np.concatenate([table[item] for item in items]))
 
 
 @every_family
