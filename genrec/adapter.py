@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -51,6 +51,13 @@ _MANIFEST: dict[str, type] = {  # What an adapter is loaded and hashed by, and o
     "kept": dict,
     "files": dict,
 }
+# Types of users' columns that a prompt can print and any format can hold.
+_COLUMN_TYPES: dict[str, pl.DataType] = {
+    str(kind): kind
+    for one in (pl.String, pl.Boolean, pl.Float32, pl.Float64, pl.Int8, pl.Int16, pl.Int32, pl.Int64,
+                pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64)
+    for kind in (one(), pl.List(one()))
+}  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -107,6 +114,16 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
                 f"{path / name} is not what the adapter was trained with: trained {str(trained)[:16]}, "
                 f"found {hash_[:16]}. Restore the file, or train again with the changed one."
             )
+
+
+def user_columns(users: pl.DataFrame | None, prompts: Iterable[Prompt]) -> dict[str, str]:
+    """Types of the users' columns that prompts read, by name; other inputs of users are read by them."""
+    if users is None:
+        return {}
+    read = sorted({column for prompt in prompts for column in prompt.reads["user"]} & {*users.columns})
+    texts = (pl.Categorical, pl.Enum)
+    kinds = {name: "String" if isinstance(users.schema[name], texts) else str(users.schema[name]) for name in read}
+    return {name: kind for name, kind in kinds.items() if kind in _COLUMN_TYPES}
 
 
 def resize(model: PreTrainedModel, vocabulary: int) -> None:
@@ -295,6 +312,7 @@ class Adapter:
             items=items,
             prompts={name: Prompt.load(path / "prompts" / f"{name}.jinja") for name in manifest["prompts"]},
         )
+        _ = adapter.user_columns
         if adapter.tuning != "full":
             _ = adapter.base  # Found and compared now, not when the weights are read.
         return adapter
@@ -308,6 +326,22 @@ class Adapter:
             told["data"]["manifest"]["exclude_seen"],
         )  # fmt: skip
         return files.text_hash(json.dumps(decisive, sort_keys=True))
+
+    @property
+    def user_columns(self) -> dict[str, pl.DataType]:
+        """Types of the users' columns that its prompts read, as in training; none where an older genrec trained it.
+
+        Raises:
+            AdapterError: ``genrec.json`` has other types than training writes.
+        """
+        told = self.manifest.get("user_columns", {})
+        try:
+            return {name: _COLUMN_TYPES[kind] for name, kind in told.items()}
+        except (AttributeError, KeyError, TypeError):
+            raise AdapterError(
+                f"{self.path / 'genrec.json'}: user_columns is {told!r}; it takes the types of columns by name, such "
+                "as Int64 or List(String). Train the adapter again, or copy it again."
+            ) from None
 
     @property
     def tuning(self) -> str:

@@ -15,7 +15,7 @@ import typer
 
 from genrec import __version__, progress
 from genrec.benchmarks import commands
-from genrec.errors import ConfigError, GenrecError, StorageError
+from genrec.errors import ConfigError, GateError, GenrecError, StorageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 other error, 2 wrong usage, 3 configuration, 4 data, 5 prompt, 6 identifiers, "
-    "7 adapter or base, 8 decoding, 9 storage, 130 interrupted.",
+    "7 adapter or base, 8 decoding, 9 storage, 10 too far from the output before, 130 interrupted.",
 )
 data_app = typer.Typer(help="Fetch, import, export and inspect data sets.", no_args_is_help=True)
 ids_app = typer.Typer(help="Build and inspect identifiers.", no_args_is_help=True)
@@ -480,29 +480,82 @@ def _ids(text: str) -> list[str]:
 
 @app.command("batch")
 def batch_(
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
-    users: Annotated[Path, typer.Option(help="user_id, history (in CSV a JSON list): a file, or a data set folder.")],
-    out: Annotated[Path, typer.Option(help="The output folder.")],
-    k: Annotated[int, typer.Option("-k", help="Items per user.")] = 20,
-    shard_size: Annotated[int, typer.Option(help="Users per Parquet file.")] = 4096,
-    engine: EngineName = "local",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ADAPTER] [KEY=VALUE]...", help="An adapter folder; keys of a job: max_events=500."),
+    ] = None,
+    users: Annotated[str | None, typer.Option(help="user_id, history, ...: a file, or a data set folder.")] = None,
+    out: Annotated[str | None, typer.Option(help="The output folder.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Items per user; unset: 20.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only items where it holds: \"market = 'DE' AND stock > 0\".")
+    ] = None,
+    items: Annotated[str | None, typer.Option(help="Today's item columns, by item_id; others are retired.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Users per Parquet file; unset: 4096.")] = None,
+    job: Annotated[Path | None, typer.Option(help="A TOML file with keys of a job; flags go before it.")] = None,
+    previous: Annotated[str | None, typer.Option(help="An output whose unchanged users are carried over.")] = None,
+    compare: Annotated[str | None, typer.Option(help="An output to compare with; thresholds.max_churn=0.5 ...")] = None,
+    runner: Annotated[Literal["local", "ray"] | None, typer.Option(help="This process, or Ray.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Of Ray.")] = None,
+    engine: Annotated[Literal["local", "dummy"] | None, typer.Option(help="dummy: pseudo-random items.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs, as PyTorch names it.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Of the model's weights.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what the job would take.")] = False,
     json_: Json = False,
 ) -> None:
     """Recommend for all users of a table; started again, it goes on with the shards that are missing."""
-    from genrec.batch import run_batch
-    from genrec.recommender import Recommender
+    from genrec import batch
+    from genrec.config import load_job
 
-    recommender = Recommender.load(adapter, engine=engine, device=device, dtype=dtype)
-    done = run_batch(recommender, users, out, k=k, shard_size=shard_size)
+    flags = {
+        "users": users, "out": out, "k": k, "where": where, "items": items, "shard_size": shard_size,
+        "previous": previous, "compare": compare, "runner": runner, "workers": workers, "engine": engine,
+        "device": device, "dtype": dtype,
+    }  # fmt: skip
+    assignments = list(arguments or [])
+    if assignments and "=" not in assignments[0]:
+        flags["adapter"] = assignments.pop(0)
+    told = load_job(job, {key: value for key, value in flags.items() if value is not None}, assignments)
+    if dry_run:
+        found = batch.estimate(told)
+        _print_summary(f"genrec batch, {found.sample} of {found.rows:,} rows timed", asdict(found), json_)
+        return
+    done = batch.run(told)
     if json_:
         _print_json(asdict(done))
     else:
-        print(f"{done.rows:,} rows for {done.users:,} users in {done.shards} shards ({done.shards_reused} were there)")
-        if done.users_with_fewer:
-            print(f"{done.users_with_fewer:,} users got fewer than {k} items")
-        print(f"{done.out}/*.parquet")
+        print(*batch.report(done, told), sep="\n")
+        if done.churn is not None:
+            _print_summary(f"beside {told.compare}", asdict(done.churn), False)
+    if done.problems:
+        raise GateError(batch.refusal(done))
+
+
+@app.command()
+def verify(out: Annotated[Path, typer.Argument(help="An output folder of a job.")], json_: Json = False) -> None:
+    """Check every byte of a batch job's output. Exit code 9 where any is changed, missing or foreign."""
+    from genrec.batch.output import verify as check
+
+    found = check(out)
+    _print_summary(f"{out}: whole", asdict(found), json_)
+
+
+@app.command()
+def publish(
+    link: Annotated[Path, typer.Option(help="The symbolic link that readers follow, such as recommendations/current.")],
+    out: Annotated[Path | None, typer.Argument(help="An output folder of a job.")] = None,
+    back: Annotated[bool, typer.Option("--back", help="Let the link lead again to where it led before.")] = False,
+) -> None:
+    """Verify a batch job's output and move a link to it, in one rename; or move it back."""
+    from genrec.batch import publication
+
+    if (out is None) != back:
+        raise ConfigError("publish takes one of DIR and --back: genrec publish DIR --link LINK")
+    if out is None:
+        publication.publish_back(link)
+    else:
+        publication.publish(out, link)
+    print(f"{link} -> {os.readlink(link)}")
 
 
 @app.command("eval")
@@ -772,6 +825,7 @@ bench_app.command("decode")(commands.decode)
 bench_app.command("trie")(commands.trie)
 bench_app.command("train")(commands.train)
 bench_app.command("accuracy")(commands.accuracy)
+bench_app.command("batch")(commands.batch)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Recipes (how to train) and specs (what to evaluate): small dataclasses read from TOML. Loads nothing heavy.
+"""Recipes (how to train), specs (what to evaluate) and jobs (whom to recommend for): small dataclasses read from TOML.
+
+Loads nothing heavy.
 
 Relative paths in a TOML file are relative to the *workspace*: the folder above the one that the file lies in, so that
 ``adapters/shop.toml`` says ``data = "data/shop"`` wherever the command is started from.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import types
 import typing
@@ -22,6 +25,7 @@ from genrec.errors import ConfigError
 SplitKind = Literal["leave_one_out", "temporal"]
 Ties = Literal["file", "shuffled"]
 Tuning = Literal["lora", "qlora", "full"]
+JOB_PATHS = ("adapter", "users", "out", "data", "items", "previous", "compare")
 
 T = TypeVar("T")
 
@@ -256,7 +260,117 @@ class Spec:
                               "All are at least 0.")  # fmt: skip
 
 
-def _check_choices(config: Recipe | Spec, where: str) -> None:
+@dataclass(frozen=True)
+class Thresholds:
+    """How far an output of a job may be from the one before it: see ``genrec.batch.churn``. Unset: as far as it likes.
+
+    Attributes:
+        max_churn: Share of a user's list that may be new, in the mean over the users of both outputs.
+        min_coverage: Distinct items in all lists, at least.
+        max_cold: Share of items without an event among all rows.
+        max_drift: Mean of today's scores of the model less the mean of yesterday's, as an absolute value.
+    """
+
+    max_churn: float | None = None
+    min_coverage: int | None = None
+    max_cold: float | None = None
+    max_drift: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_churn", "max_cold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"thresholds: {name} is {value}. It is a share, from 0 to 1.")
+        for name in ("min_coverage", "max_drift"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"thresholds: {name} is {value}. It is at least 0.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch job: for whom, with what and whereto. A job TOML has these keys; flags and ``key=value`` go before it.
+
+    Attributes:
+        adapter: An adapter folder.
+        users: ``user_id``, ``history`` and further columns: a Parquet, CSV or JSON lines file, or a data set folder.
+        out: The output folder.
+        k: Items per user.
+        candidates: Items per user that are decoded before ``steps`` change the list; unset: ``k``, or, where there are
+            steps, ``max(50, 5 * k)``.
+        num_beams: Beams of the search; unset: ``max(50, 2 * candidates)``.
+        exclude_seen: Leave out the items of the history; unset: as the data set says that the adapter was trained on.
+        where: A Polars SQL expression over item columns; only items for which it holds are recommended.
+        titles: Write the column ``title``.
+        shard_size: Rows of the input per shard.
+        max_events: A row with a longer history is bad.
+        max_bad_share: Share of the input's rows that may be bad; beyond it the job stops.
+        data: The data set folder that ``steps`` and the share of cold items read; unset: the adapter's.
+        items: A table of today's item columns in the place of the adapter's; items that are not in it are retired.
+        engine: ``local`` runs the model; ``dummy`` runs none and gives pseudo-random items, for trying a job.
+        device, dtype: Where the model runs, as PyTorch names it; and its weights' type.
+        runner: ``local`` is this process; ``ray`` runs the same shards on Ray.
+        workers: Of ``ray``, each with an engine of its own.
+        steps: What happens to the lists after decoding, in this order: ``genrec.batch.steps.STEPS``.
+        previous: A finished output of this job on an earlier input; users whose row is the same are carried over.
+        compare: An earlier output to compare the finished one with.
+        thresholds: How far the two may differ.
+        price_per_hour: Of the machine or machines that the job runs on, in any currency, for an estimate.
+    """
+
+    adapter: str
+    users: str
+    out: str
+    k: int = 20
+    candidates: int | None = None
+    num_beams: int | None = None
+    exclude_seen: bool | None = None
+    where: str | None = None
+    titles: bool = True
+    shard_size: int = 4096
+    max_events: int = 100_000
+    max_bad_share: float = 0.05
+    data: str | None = None
+    items: str | None = None
+    engine: Literal["local", "dummy"] = "local"
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    runner: Literal["local", "ray"] = "local"
+    workers: int = 1
+    steps: tuple[dict[str, Any], ...] = ()
+    previous: str | None = None
+    compare: str | None = None
+    thresholds: Thresholds = Thresholds()
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "job")
+        for name in ("k", "shard_size", "max_events", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"job: {name} is {getattr(self, name)}. It is at least 1.")
+        if self.candidates is not None and self.candidates < self.k:
+            raise ConfigError(f"job: candidates is {self.candidates}, below k, which is {self.k}. Leave it out, or "
+                              "raise it.")  # fmt: skip
+        if self.num_beams is not None and self.num_beams < self.decoded:
+            name = "k" if self.decoded == self.k else "candidates"
+            raise ConfigError(f"job: num_beams is {self.num_beams}, below {name}, which is {self.decoded}. Leave it "
+                              "out, or raise it.")  # fmt: skip
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"job: max_bad_share is {self.max_bad_share}. It is a share, from 0 to 1.")
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise ConfigError(f"job: price_per_hour is {self.price_per_hour}. It is at least 0.")
+        if self.workers > 1 and self.runner == "local":
+            raise ConfigError(f'job: workers is {self.workers}, and runner "local" is one process. Set runner = "ray".')
+
+    @property
+    def decoded(self) -> int:
+        """Items per user that are decoded: ``candidates``, or what stands for it."""
+        if self.candidates is not None:
+            return self.candidates
+        return max(50, 5 * self.k) if self.steps else self.k
+
+
+def _check_choices(config: Recipe | Spec | Job, where: str) -> None:
     """Refuse a value that is none of its field's ``Literal``: a misspelt one would act as another."""
     for name, kind in typing.get_type_hints(type(config)).items():
         value, choices = getattr(config, name), typing.get_args(kind)
@@ -381,11 +495,23 @@ def load_spec(path: Path, assignments: Iterable[str] = ()) -> Spec:
     return from_table(Spec, override(read_toml(path), assignments), str(path))
 
 
+def load_job(path: Path | None, changes: Mapping[str, Any], assignments: Iterable[str] = ()) -> Job:
+    """The job in a TOML file, if there is one, with flags (``changes``) and then ``key=value`` assignments on top.
+
+    Paths in the file are relative to its workspace, those of ``changes`` and ``assignments`` to the working directory.
+    """
+    table = {} if path is None else read_toml(path)
+    for key in JOB_PATHS:
+        if path is not None and isinstance(table.get(key), str):
+            table[key] = os.path.relpath(workspace_of(path) / table[key])
+    return from_table(Job, override({**table, **changes}, assignments), "job" if path is None else str(path))
+
+
 def workspace_of(path: Path) -> Path:
-    """The workspace of a recipe or spec: the folder above the one that the file lies in."""
+    """The workspace of a recipe, spec or job: the folder above the one that the file lies in."""
     return Path(path).absolute().parent.parent
 
 
 def as_table(config: Any) -> dict[str, Any]:
-    """A recipe or spec as plain nested tables, for hashes and reports."""
+    """A recipe, spec or job as plain nested tables, for hashes and reports."""
     return dataclasses.asdict(config)

@@ -61,3 +61,9 @@ class StorageError(GenrecError):
     """A file could not be written or read: disk full, no permission, a folder in the way. Exit code 9."""
 
     exit_code = 9
+
+
+class GateError(GenrecError):
+    """What was made is whole, and further from what was there before than the thresholds allow. Exit code 10."""
+
+    exit_code = 10

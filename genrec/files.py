@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from genrec.errors import GenrecError, StorageError
@@ -20,6 +21,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk; a system that cannot flush folders (Windows, some mounts) is let be."""
+    unable = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in unable:
+            raise
 
 
 def _foreign(error: Exception, path: Path, temporary: Path) -> str | None:
@@ -63,11 +74,12 @@ def _refusals(path: Path, temporary: Path) -> Iterator[None]:
         ) from error
 
 
-def _take_name(temporary: Path, path: Path) -> None:
-    """Rename. The new content is whole from here on, so a folder that cannot be flushed is no failure any more."""
+def _take_name(temporary: Path, path: Path, *, durable: bool = False) -> None:
+    """Rename. The new content is whole from here on, so only ``durable`` calls it a failure that the folder cannot be
+    flushed: an error is told once, so there is no second try."""
     temporary.replace(path)
-    with suppress(OSError):
-        _sync(path.parent)
+    with nullcontext() if durable else suppress(OSError):
+        sync_folder(path.parent)
 
 
 def _restore(path: Path) -> None:
@@ -82,8 +94,11 @@ def _restore(path: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; on success it takes the name ``path``, on failure it is gone.
+
+    With ``durable`` a folder that the disk refuses to flush is a failure as well: what is told of the file elsewhere
+    (a job's manifest) must not outlive its name. The new content, which is whole, stays under ``path`` then.
 
     Raises:
         StorageError: The operating system refused (disk full, no permission); nothing stands under ``path`` that
@@ -96,7 +111,7 @@ def new_file(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _sync(temporary)
-            _take_name(temporary, path)
+            _take_name(temporary, path, durable=durable)
         finally:
             with suppress(OSError):
                 temporary.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 quiet = False  # `--quiet` on the command line sets this.
 
@@ -30,6 +31,7 @@ def bar(description: str, total: float) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total, note="")
         done, told = 0.0, time.monotonic()
+        began = told
 
         def advance(steps: float = 1, note: str = "") -> None:
             nonlocal done, told
@@ -37,7 +39,8 @@ def bar(description: str, total: float) -> Iterator[Callable[..., None]]:
             progress.update(task, advance=steps, note=note)
             if not console.is_terminal and time.monotonic() - told >= 15:
                 told = time.monotonic()
-                say(f"{description}: {done:.0f} of {total:.0f} {note}".rstrip())
+                left = timedelta(seconds=round((told - began) / done * max(total - done, 0))) if done else "some time"
+                say(f"{description}: {done:.0f} of {total:.0f}, {left} left {note}".rstrip())
 
         yield advance
 

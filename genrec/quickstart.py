@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrec import files, progress
 from genrec.config import as_table, load_recipe, load_spec, workspace_of
-from genrec.errors import ConfigError, GenrecError
+from genrec.errors import ConfigError, GenrecError, StorageError
 
 if TYPE_CHECKING:
     from genrec import batch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "movielens-100k"
 _SHOWN_USERS = ("1", "42", "543")
-_BATCH: dict[str, Any] = {"k": 10, "num_beams": None, "shard_size": 4096}
+_BATCH: dict[str, Any] = {"k": 10, "num_beams": 50, "shard_size": 4096}
 
 
 @dataclass
@@ -100,10 +100,23 @@ def is_reported(report: dict[str, Any], spec_path: Path, data: Dataset) -> bool:
     return measured == {label: Adapter.load(workspace / folder).hash for label, folder in spec.adapters.items()}
 
 
-def _is_own(out: Path, engine: str) -> bool:
+def _is_own(out: Path) -> bool:
     """Whether ``out`` holds the lists of an earlier quickstart: its job, but for the hashes."""
-    job = json.loads((out / "job.json").read_text(encoding="utf-8"))
-    return all(job.get(key) == value for key, value in {"adapter": NAME, "engine": engine, **_BATCH}.items())
+    try:
+        job = json.loads((out / "job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(job.get(key) == value for key, value in {"adapter": NAME, "engine": "local", **_BATCH}.items())
+
+
+def _reopen(out: Path) -> None:
+    """Let a finished job whose files are not whole go on."""
+    from genrec.batch.output import verify
+
+    try:
+        verify(out)
+    except StorageError:
+        (out / "_SUCCESS").unlink()
 
 
 def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
@@ -183,9 +196,11 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
         recommender = Recommender.load(root / "adapters" / NAME)
         out = root / "recommendations" / NAME
         try:
+            if (out / "_SUCCESS").exists() and _is_own(out):
+                _reopen(out)
             result.batch = batch.run_batch(recommender, folder, out, **_BATCH)
         except ConfigError:
-            if not _is_own(out, type(recommender.engine).__name__):
+            if not _is_own(out):
                 raise
             shutil.rmtree(out)  # Lists of an adapter that was trained again since, or of other data.
             result.batch = batch.run_batch(recommender, folder, out, **_BATCH)

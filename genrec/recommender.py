@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import polars as pl
 from genrec.adapter import Adapter
 from genrec.config import suggestion, workspace_of
 from genrec.dataset import Dataset
-from genrec.decoding import MAX_BEAMS, Beams, Bools, Trie
+from genrec.decoding import MAX_BEAMS, Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
 from genrec.errors import ConfigError, DataError, UnknownIdError
 from genrec.prompts import Prompt
@@ -54,6 +55,7 @@ class Recommender:
         engine: What runs the model.
         tokenization: What makes prompts.
         trie: The legal identifiers.
+        index: Item id -> item index.
         exclude_seen: Whether items of a history are left out of its list, unless a call says otherwise; as the
             data set that the adapter was trained on says.
     """
@@ -65,7 +67,7 @@ class Recommender:
         self.trie = Trie.build(self.tokenization.tokens)
         self.exclude_seen = bool(adapter.manifest["data"]["manifest"]["exclude_seen"])
         self.item_ids = list(adapter.identifiers.item_ids)
-        self._index = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        self.index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self.titles = adapter.items["title"].to_list()
 
     @classmethod
@@ -95,22 +97,33 @@ class Recommender:
         ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}. {suggestion(value, known)}")
+        from genrec.engines.dummy import DummyEngine
+
         adapter = Adapter.load(path)
         tokenization = adapter.tokenization()
-        if engine == "dummy":
-            from genrec.engines.dummy import DummyEngine
+        recommender = cls(adapter, DummyEngine(len(tokenization.tokenizer)), tokenization)
+        return recommender if engine == "dummy" else recommender.with_model(device=device, dtype=dtype)
 
-            return cls(adapter, DummyEngine(len(tokenization.tokenizer)), tokenization)
+    def with_model(self, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32") -> Recommender:
+        """The same, answered by the adapter's model. Arguments and errors as in ``load``."""
         import torch
 
         from genrec.engines.local import LocalEngine
 
-        model: Any = adapter.model(tokenization, dtype=getattr(torch, dtype))
+        model: Any = self.adapter.model(self.tokenization, dtype=getattr(torch, dtype))
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device is {device!r}, and PyTorch refused it: {error}") from error
-        return cls(adapter, LocalEngine(model), tokenization)
+        answering = copy(self)
+        answering.engine = LocalEngine(model)
+        return answering
+
+    def with_items(self, items: pl.DataFrame) -> Recommender:
+        """The same with other columns of the items, such as today's titles and stock; ids and their order stay."""
+        old = self.tokenization
+        tokenization = Tokenization(old.tokenizer, old.identifiers, items, max_length=old.max_length, frames=old.frames)
+        return Recommender(replace(self.adapter, items=items), self.engine, tokenization)
 
     def indices(self, items: History) -> np.ndarray:
         """Item ids -> int32 item indices.
@@ -122,9 +135,9 @@ class Recommender:
         if isinstance(items, str):
             raise ConfigError(f"a list of item ids is wanted, found the text {items!r}. Write [{items!r}].")
         try:
-            return np.array([self._index[item] for item in items], dtype=np.int32)
+            return np.array([self.index[item] for item in items], dtype=np.int32)
         except KeyError:
-            unknown = next(item for item in items if item not in self._index)
+            unknown = next(item for item in items if item not in self.index)
             close = suggestion(str(unknown), self.item_ids) if len(self.item_ids) <= 50_000 else ""
             hint = close if close.startswith("Did") else "The adapter knows the items that it was trained with."
             raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {self.adapter.path}. {hint}") from None
@@ -133,10 +146,7 @@ class Recommender:
         told: Sequence[Mapping[str, Any] | None] = users if users is not None else [None] * len(histories)
         if len(told) != len(histories):
             raise ConfigError(f"{len(histories)} histories and {len(told)} users were given; one user per history.")
-        prompt = self.adapter.prompt
-        return [
-            self.tokenization.sequence(prompt, history, user) for history, user in zip(histories, told, strict=True)
-        ]
+        return self.tokenization.sequences(self.adapter.prompt, histories, told)
 
     def search(
         self,
@@ -147,15 +157,34 @@ class Recommender:
         exclude_seen: bool | None = None,
         users: Sequence[Mapping[str, Any] | None] | None = None,
         allowed: Bools | None = None,
+        blocked: Sequence[Ints | None] | None = None,
+        only: Sequence[Ints | None] | None = None,
     ) -> Beams:
-        """``recommend`` on item indices and arrays: the best ``k`` of each history. Arguments as there.
+        """``recommend`` on item indices and arrays: the best ``k`` of each history.
 
-        ``allowed``, bool [n_items], restricts all lists to these items, within the decoder.
+        Restrictions hold within the decoder, so that a list is short only where fewer than ``k`` items are left, and
+        they all hold together. Other arguments as in ``recommend``.
+
+        Args:
+            allowed: bool [n_items]; the items that may come out in any list.
+            blocked: Per history item indices that may not come out, beside those that it holds where seen items are
+                left out, or None.
+            only: Per history the item indices that alone may come out, or None for all. Histories that are given the
+                very same array share the memory of the restriction where nothing else tells them apart.
+
+        Raises:
+            ConfigError: ``k`` or ``num_beams`` out of range, or another number of users than of histories.
+            DecodingError: A restriction is not one for each history, or holds something that is no item index.
         """
         beams = beams_for(k, num_beams)
-        seen = self.exclude_seen if exclude_seen is None else exclude_seen
-        blocked = [np.unique(history) for history in histories] if seen else None
-        found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, allowed, blocked)
+        check_request(len(histories), beams, blocked, only)
+        if self.exclude_seen if exclude_seen is None else exclude_seen:
+            shut: Sequence[Ints | None] = [None] * len(histories) if blocked is None else blocked
+            blocked = [
+                history if more is None else np.concatenate([history, more])
+                for history, more in zip(histories, shut, strict=True)
+            ]
+        found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, allowed, blocked, only)
         # A reason is why fewer than ``beams`` came, and told only where fewer than k did.
         full = (found.items[:, :k] >= 0).sum(axis=1) == k
         reasons = [None if enough else reason for enough, reason in zip(full, found.reasons, strict=True)]

@@ -595,6 +595,7 @@ def _save(run: _Run, watch: Watch, out: Path, overwrite: bool) -> None:
         manifest={
             "recipe": as_table(run.recipe),
             "data": {"path": run.recipe.data, "hash": run.data.hash, "manifest": run.data.manifest},
+            "user_columns": adapters.user_columns(run.data.users, run.prompts),
             "fitted_on": run.split.train_hash,
             "protocol": run.split.protocol,
             "training_rows": len(run.rows),

@@ -478,3 +478,33 @@ def test_hashes_of_adapters_tell_bases_apart(copied: Path, trained: tuple[Path, 
     assert one.prompt.name == "next_item"
     one.manifest["base"]["hash"] = "another"
     assert one.hash != other.hash
+
+
+# Columns of users
+
+
+def test_types_of_columns_that_prompts_read() -> None:
+    from genrec.prompts import Prompt
+
+    block = "{% block user %}TEXT{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    heads = ["{{ user.age }}{{ user.kind }}", "{{ user.tags | join }}{{ user.nix | default }}", "{{ user.born }}"]
+    prompts = [Prompt.parse(block.replace("TEXT", head), "x") for head in heads]
+    users = pl.DataFrame(
+        {"user_id": ["a"], "age": [1], "kind": ["x"], "tags": [[1.5]], "born": ["2000-01-01"], "other": [1]},
+        schema_overrides={"age": pl.Int8, "kind": pl.Categorical},
+    ).with_columns(pl.col("born").str.to_date())
+    assert adapter.user_columns(users, prompts) == {"age": "Int8", "kind": "String", "tags": "List(Float64)"}
+    assert adapter.user_columns(None, prompts) == {}
+
+
+@pytest.mark.parametrize("told", [7, ["age"], {"age": "Date"}, {"age": ["Int64"]}])
+def test_types_of_columns_that_no_training_writes_are_refused(workspace: Path, tmp_path: Path, told: Any) -> None:
+    path = tmp_path / "adapters" / "lora"
+    shutil.copytree(workspace / "adapters", tmp_path / "adapters")
+    manifest = json.loads((path / "genrec.json").read_text())
+    (path / "genrec.json").write_text(json.dumps({**manifest, "user_columns": told}))
+    with pytest.raises(AdapterError, match=r"genrec\.json: user_columns is .*; it takes the types of columns by name"):
+        Adapter.load(path)
+    del manifest["user_columns"]  # As an older genrec wrote it.
+    (path / "genrec.json").write_text(json.dumps(manifest))
+    assert Adapter.load(path).user_columns == {}

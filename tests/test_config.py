@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 
 from genrec import config
-from genrec.config import IdentifierRecipe, Question, Recipe, Spec, Task, Validation, WalkRecipe, load_recipe, load_spec
+from genrec.config import (
+    IdentifierRecipe,
+    Job,
+    Question,
+    Recipe,
+    Spec,
+    Task,
+    Thresholds,
+    Validation,
+    WalkRecipe,
+    load_recipe,
+    load_spec,
+)
 from genrec.errors import ConfigError
 from genrec.prompts import Prompt
 
@@ -296,3 +308,68 @@ def test_questions_of_a_spec_are_checked(text: str, message: str, tmp_path: Path
 def test_questions_of_a_spec(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text('data = "d"\n[[questions]]\nprompt = "click"\nanswers = ["yes", "no"]\n')
     assert load_spec(tmp_path / "spec.toml").questions == (Question("click", ("yes", "no")),)
+
+
+# Jobs
+
+
+JOB = {"adapter": "adapters/shop", "users": "users.parquet", "out": "recs"}
+
+
+def test_a_job_has_the_defaults_of_the_flags() -> None:
+    job = config.load_job(None, JOB)
+    assert (job.k, job.decoded, job.shard_size, job.max_events, job.max_bad_share) == (20, 20, 4096, 100_000, 0.05)
+    assert (job.engine, job.runner, job.steps, job.thresholds) == ("local", "local", (), Thresholds())
+
+
+def test_a_job_with_steps_decodes_more_than_it_keeps() -> None:
+    steps = [{"step": "min_score", "score": -9.0}]
+    assert config.load_job(None, {**JOB, "steps": steps, "k": 5}).decoded == 50
+    assert config.load_job(None, {**JOB, "steps": steps, "k": 30}).decoded == 150
+    assert config.load_job(None, {**JOB, "steps": steps, "candidates": 33}).decoded == 33
+
+
+def test_a_job_file_is_below_flags_and_these_below_assignments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    path = tmp_path / "jobs" / "nightly.toml"
+    path.write_text(
+        'adapter = "adapters/shop"\nusers = "users.parquet"\nout = "recs"\nk = 3\n'
+        '[thresholds]\nmax_churn = 1\n[[steps]]\nstep = "max_per"\ncolumn = "brand"\ncount = 2\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    job = config.load_job(path, {"k": 4, "out": "here"}, ["k=5", "thresholds.min_coverage=9"])
+    assert (job.k, job.out, job.adapter) == (5, "here", "adapters/shop")
+    assert job.thresholds == Thresholds(max_churn=1.0, min_coverage=9)
+    assert job.steps == ({"step": "max_per", "column": "brand", "count": 2},)
+    monkeypatch.chdir(tmp_path / "jobs")
+    assert config.load_job(path, {"out": "here"}).adapter == str(Path("..", "adapters", "shop"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, "job: k is 0. It is at least 1."),
+        ({"max_events": 0}, "job: max_events is 0"),
+        ({"k": 20, "candidates": 10}, "job: candidates is 10, below k, which is 20"),
+        ({"num_beams": 10}, "job: num_beams is 10, below k, which is 20"),
+        ({"steps": [{}], "num_beams": 99}, "job: num_beams is 99, below candidates, which is 100"),
+        ({"max_bad_share": -0.1}, "job: max_bad_share is -0.1"),
+        ({"price_per_hour": -1}, "job: price_per_hour is -1.0"),
+        ({"workers": 3}, 'job: workers is 3, and runner "local" is one process. Set runner = "ray".'),
+        ({"engine": "dumy"}, "engine is 'dumy'. Did you mean 'dummy'?"),
+        ({"steps": {"step": "mmr"}}, "steps is {'step': 'mmr'}. It takes a list."),
+        ({"thresholds": {"max_chrn": 1}}, "unknown key 'max_chrn'. Did you mean 'max_churn'?"),
+        ({"thresholds": {"max_cold": 1.5}}, "thresholds: max_cold is 1.5. It is a share, from 0 to 1."),
+        ({"thresholds": {"max_drift": -1}}, "thresholds: max_drift is -1.0. It is at least 0."),
+    ],
+)
+def test_a_job_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.load_job(None, {**JOB, **changes})
+
+
+def test_the_page_of_jobs_names_every_key() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "batch.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    keys = {field.name for table in (Job, Thresholds) for field in fields(table)}
+    assert keys <= named, keys - named

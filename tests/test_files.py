@@ -3,10 +3,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,27 @@ def test_failure_at_any_step_leaves_what_stood_there(
     with refusing(owner, name, steps):
         save(path)
     assert {file.read_text() for file in (path, *path.rglob("*")) if file.is_file()} == {"new"}
+
+
+def test_folder_that_cannot_be_flushed_is_a_failure_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for durable in (False, True):
+        expected = pytest.raises(StorageError) if durable else nullcontext()
+        with refusing(os, "fsync", 1), expected, new_file(path, durable=durable) as temporary:
+            temporary.write_text("new")
+        assert tree(tmp_path) == {"a.txt": "new"}
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):  # Some mounts say so to every flush of a folder.
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with new_file(path, durable=True) as temporary:
+            temporary.write_text("newer")
+    assert tree(tmp_path) == {"a.txt": "newer"}
 
 
 @pytest.mark.parametrize("save", [new_file, new_folder])

@@ -85,10 +85,11 @@ def test_import_is_light(module: str) -> None:
 
 
 def test_every_module_has_its_tests() -> None:
-    modules = {path.relative_to(ROOT / "genrec").with_suffix("").parts[0] for path in MODULES}
+    places = [path.relative_to(ROOT / "genrec").with_suffix("").parts for path in MODULES]
+    modules, inner = {parts[0] for parts in places}, {parts[-1] for parts in places}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert modules <= tests
-    assert not tests - modules - {"package", "end_to_end", "resume", "processes"}
+    assert not tests - modules - inner - {"package", "end_to_end", "resume", "processes", "batch_faults"}
 
 
 # The requirements
@@ -98,8 +99,8 @@ def test_every_import_is_a_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {re.split(r"[<>=\[ ]", requirement)[0].replace("-", "_") for requirement in project["dependencies"]}
     distribution = {"sklearn": "scikit_learn"}
-    # Taken only where a user's own environment has them: a pandas frame that is given, the gguf extra.
-    optional = {"pandas", "gguf"}
+    # Taken only where a user's own environment has them: a pandas frame that is given, the extras gguf and ray.
+    optional = {"pandas", "gguf", "ray"}
     for path in MODULES:
         third_party = set(imports(path)) - set(sys.stdlib_module_names) - {"genrec"} - optional
         missing = {distribution.get(name, name) for name in third_party} - required

@@ -248,7 +248,7 @@ def test_missing_lists_are_made_again(again: Path) -> None:
     assert (out / "part-00000.parquet").read_bytes() == before
 
 
-@pytest.mark.parametrize(("key", "value"), [("k", 5), ("shard_size", 7), ("engine", "DummyEngine")])
+@pytest.mark.parametrize(("key", "value"), [("k", 5), ("shard_size", 7), ("engine", "dummy")])
 def test_lists_of_a_job_of_the_users_own_are_not_removed(again: Path, key: str, value: Any) -> None:
     note = again / "recommendations" / NAME / "job.json"
     note.write_text(json.dumps(json.loads(note.read_text()) | {key: value}))

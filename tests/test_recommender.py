@@ -102,6 +102,48 @@ def test_search_gives_the_reason_for_a_short_list(rec: Recommender) -> None:
     assert (found.items[1] >= 0).all()
 
 
+@pytest.mark.parametrize("engine", ["rec", "aged", "dummy"])
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_restrictions_hold_together_and_leave_no_list_short(
+    request: pytest.FixtureRequest, workspace: Path, engine: str, exclude_seen: bool
+) -> None:
+    if engine == "dummy":
+        recommender = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+    else:
+        recommender = request.getfixturevalue(engine)
+    rng, n, k = np.random.default_rng(0), len(recommender.item_ids), 6
+    histories = [recommender.indices(history) for history in HISTORIES]
+    shared = np.arange(0, n, 2)
+    blocked = [None, np.array([1, 2]), shared[:0], np.arange(n), np.array([11, 11, 3])]
+    only = [shared, None, shared, shared, np.array([3, 4, 5, 11, 12, 13, 14, 15, 16, 17])]
+    allowed = rng.random(n) < 0.8
+    users = [{"age": 30}] * 5
+    found = recommender.search(histories, k, num_beams=n, exclude_seen=exclude_seen, users=users,
+                               allowed=allowed, blocked=blocked, only=only)  # fmt: skip
+    whole = recommender.search(histories, n, num_beams=n, exclude_seen=False, users=users)
+    for case, (history, shut, opened) in enumerate(zip(histories, blocked, only, strict=True)):
+        legal = allowed.copy()
+        if opened is not None:
+            legal &= np.isin(np.arange(n), opened)
+        legal[[] if shut is None else shut] = False
+        if exclude_seen:
+            legal[history] = False
+        expected = [item for item in whole.items[case].tolist() if legal[item]][:k]
+        assert [item for item in found.items[case].tolist() if item >= 0] == expected
+        assert len(expected) == min(k, int(legal.sum()))
+        assert (found.reasons[case] is None) == (len(expected) == k)
+
+
+def test_restrictions_are_one_for_each_history(rec: Recommender) -> None:
+    history = rec.indices(["i1"])
+    for options in ({"blocked": [None]}, {"only": [None] * 3}):
+        for exclude_seen in (True, False):
+            with pytest.raises(DecodingError, match=r"(blocked|only) has . lists for 2 prompts"):
+                rec.search([history, history], 3, exclude_seen=exclude_seen, **options)
+    with pytest.raises(DecodingError, match=r"blocked must hold item indices 0 \.\. 23, found 1 \.\. 24"):
+        rec.search([history], 3, blocked=[np.array([24])])
+
+
 def test_list_is_the_same_alone_and_among_others(rec: Recommender) -> None:
     together = rec.recommend(HISTORIES, k=6)
     for history, items in zip(HISTORIES, together, strict=True):

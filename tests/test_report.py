@@ -461,7 +461,7 @@ def test_numbers_that_json_does_not_have(bare: Report, tmp_path: Path) -> None:
 def test_report_that_cannot_be_written_leaves_nothing(
     bare: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "_take_name", refuse)

@@ -401,7 +401,9 @@ def test_without_users_no_prompt_reads_their_columns(shop: Path) -> None:
     options = ['tasks=[{prompt="prompts/aged.jinja"}]', "training.max_steps=1"]
     with pytest.raises(PromptError, match=r"aged\.jinja:1:\d+: .*`?age`?"):
         train(shop, "lora", *options, name="refused", data=replace(data, users=None))
-    assert train(shop, "lora", *options, name="aged").exists()
+    out = train(shop, "lora", *options, name="aged")
+    assert adapter.Adapter.load(out).user_columns == {"age": pl.Int64()}
+    assert adapter.Adapter.load(shop / "adapters" / "pretrained").manifest["user_columns"] == {}
 
 
 @pytest.mark.parametrize(

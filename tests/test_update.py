@@ -560,10 +560,10 @@ def test_an_update_that_is_killed_between_its_two_folders_is_mended_by_resume(
         shutil.rmtree(data_out)
     rename = files._take_name
 
-    def killed(temporary: Path, path: Path) -> None:
+    def killed(temporary: Path, path: Path, **options: Any) -> None:
         if path == out:
             raise KeyboardInterrupt
-        rename(temporary, path)
+        rename(temporary, path, **options)
 
     def run(**options: bool) -> Path:
         more = table([("u1", "i1", 2 * START), ("u2", "i2", 2 * START)], "user_id", "item_id", "timestamp")

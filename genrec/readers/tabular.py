@@ -54,10 +54,11 @@ def read_file(path: Path, format: str | None, *, text: Iterable[str] | None = No
     return _typed(table, text) if text is not None and found == "csv" else table
 
 
-def _open(path: Path, encoding: str = "utf-8-sig") -> io.TextIOBase:
+def open_text(path: Path, *, errors: str = "strict") -> io.TextIOBase:
+    """A file of UTF-8 text, gzipped or not; ``errors`` as ``open`` takes it."""
     if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding=encoding, newline="")
-    return open(path, encoding=encoding, newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors=errors, newline="")
+    return open(path, encoding="utf-8-sig", errors=errors, newline="")
 
 
 def placed(table: pl.DataFrame, path: Path, lines: pl.Series | pl.Expr, *notes: list[str | None]) -> pl.DataFrame:
@@ -69,15 +70,25 @@ def placed(table: pl.DataFrame, path: Path, lines: pl.Series | pl.Expr, *notes: 
 # CSV
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
-    """All columns as strings. Rows with more or fewer fields than the header are passed on as unreadable."""
+def csv_header(path: Path) -> tuple[str, list[str]]:
+    """What separates the fields, and the names of the columns.
+
+    Raises:
+        DataError: There is no header, or a column stands in it twice.
+    """
     separator = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    with _open(path) as file:
+    with open_text(path, errors="surrogateescape") as file:  # What is no UTF-8 may stand in the rows, read ahead.
         header = next(csv.reader(file, delimiter=separator), [])
     if not header:
         raise DataError(f"{path} is empty: it has no header line.")
     if doubled := [c for i, c in enumerate(header) if c in header[:i]]:
         raise DataError(f"{path}:1 has the column {doubled[0]!r} twice. Rename one.")
+    return separator, header
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    """All columns as strings. Rows with more or fewer fields than the header are passed on as unreadable."""
+    separator, header = csv_header(path)
     try:
         table = pl.read_csv(path, infer_schema=False, separator=separator, glob=False)
         ragged = table[:, -1].has_nulls() and _has_short_rows(path, len(header), separator)
@@ -94,25 +105,25 @@ def _read_csv(path: Path) -> pl.DataFrame:
 
 def _has_short_rows(path: Path, width: int, separator: str) -> bool:
     """Whether Polars has filled up a row that ends too early."""
-    with _open(path) as file:
+    with open_text(path) as file:
         return any(0 < len(row) < width for row in csv.reader(file, delimiter=separator))
 
 
 def _read_csv_by_line(path: Path, header: list[str], separator: str) -> pl.DataFrame:
     rows: list[list[str | None]] = []
     lines, faults, values = [], [], []
-    with _open(path) as file:
+    with open_text(path) as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         next(reader)
         start = reader.line_num
         try:
             for row in reader:
                 if row:
-                    wrong = len(row) != len(header)
-                    rows.append([None] * len(header) if wrong else [value or None for value in row])
+                    fault = csv_fault(row, header)
+                    rows.append([None] * len(header) if fault else [value or None for value in row])
                     lines.append(start + 1)
-                    faults.append(f"has {len(row)} fields where the header has {len(header)}" if wrong else None)
-                    values.append(separator.join(row) if wrong else None)
+                    faults.append(fault)
+                    values.append(separator.join(row) if fault else None)
                 start = reader.line_num
         except csv.Error as error:
             raise DataError(
@@ -122,21 +133,42 @@ def _read_csv_by_line(path: Path, header: list[str], separator: str) -> pl.DataF
     return placed(table, path, pl.Series(lines, dtype=pl.Int64), faults, values)
 
 
+def csv_fault(row: list[str], header: list[str]) -> str | None:
+    """What is wrong with a row of CSV as a whole, or None."""
+    return f"has {len(row)} fields where the header has {len(header)}" if len(row) != len(header) else None
+
+
+# What the columns of CSV may be beside text, the best first.
+CSV_TYPES: tuple[type[pl.DataType], ...] = (pl.Boolean, pl.Int64, pl.Float64)
+
+
+def csv_types(series: pl.Series) -> set[type[pl.DataType]]:
+    """Those of ``CSV_TYPES`` that a column of strings can be; numbers that are codes would lose their zeros."""
+    if series.null_count() == series.len():
+        return set(CSV_TYPES)
+    if series.is_in(["true", "false"]).all():
+        return {pl.Boolean}
+    found: set[type[pl.DataType]] = set()
+    whole = series.cast(pl.Int64, strict=False)
+    if whole.null_count() == series.null_count() and (whole.cast(pl.String) == series).all():
+        found.add(pl.Int64)
+    if series.str.contains(r"^-?(?:0|[1-9]\d{0,14})(?:\.\d+)?$").all():
+        found.add(pl.Float64)
+    return found
+
+
+def csv_typed(series: pl.Series, types: set[type[pl.DataType]]) -> pl.Series:
+    """A column of strings as the best of ``types`` that it can be; without any it stays text."""
+    best = next((one for one in CSV_TYPES if one in types), None)
+    if best is None:
+        return series
+    return (series == "true").rename(series.name) if best == pl.Boolean else series.cast(best)
+
+
 def _typed(table: pl.DataFrame, text: Iterable[str]) -> pl.DataFrame:
-    """Numbers and truth values in columns of a CSV table other than ``text``, unless codes would lose their zeros."""
-    new = []
-    for series in table.select(pl.col(pl.String).exclude("^__.*$", *text)):
-        if series.null_count() == series.len():
-            continue
-        if series.is_in(["true", "false"]).all():
-            new.append((series == "true").rename(series.name))
-            continue
-        whole = series.cast(pl.Int64, strict=False)
-        if whole.null_count() == series.null_count() and (whole.cast(pl.String) == series).all():
-            new.append(whole)
-        elif series.str.contains(r"^-?(?:0|[1-9]\d{0,14})(?:\.\d+)?$").all():
-            new.append(series.cast(pl.Float64))
-    return table.with_columns(new)
+    """Numbers and truth values in columns of a CSV table other than ``text``."""
+    columns = table.select(pl.col(pl.String).exclude("^__.*$", *text))
+    return table.with_columns(csv_typed(one, csv_types(one)) for one in columns if one.null_count() < one.len())
 
 
 # Parquet and JSON lines
@@ -146,21 +178,24 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     return placed(pl.read_parquet(path, glob=False), path, pl.int_range(1, pl.len() + 1))
 
 
+def json_object(line: str) -> tuple[dict[str, Any], str | None]:
+    """The object that a line of JSON lines holds, or an empty one and why it holds none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {}, f"is not JSON ({error})"
+    return (row, None) if isinstance(row, dict) else ({}, "is no JSON object")
+
+
 def _read_jsonl(path: Path) -> pl.DataFrame:
     """One object a line. Lines that are none are passed on as unreadable."""
     rows: list[dict[str, Any]] = []
     lines, faults, values = [], [], []
-    with _open(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            fault, row = None, {}
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    fault, row = "is no JSON object", {}
-            except (ValueError, RecursionError) as error:
-                fault = f"is not JSON ({error})"
+            row, fault = json_object(line)
             rows.append(row)
             lines.append(number)
             faults.append(fault)
@@ -176,26 +211,47 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
     return placed(table, path, pl.Series(lines, dtype=pl.Int64), faults, values)
 
 
-def column(name: str, values: list[Any]) -> pl.Series:
-    """JSON values of one key as a column; where types mix, lists win over text and text over numbers."""
-    types = {type(value) for value in values if value is not None}
+def json_types(values: Iterable[Any]) -> set[type]:
+    """What types JSON values have; whole numbers that no Int64 holds count as text."""
+    known = [value for value in values if value is not None]
+    types = {type(value) for value in known}
+    if int in types and any(type(value) is int and not -(2**63) <= value < 2**63 for value in known):
+        types.add(str)
+    return types
+
+
+def column(name: str, values: list[Any], types: set[type] | None = None) -> pl.Series:
+    """JSON values of one key as a column; where types mix, lists win over text and text over numbers.
+
+    ``types`` are those of the whole column where ``values`` are a piece of it (``json_types``).
+    """
+    types = json_types(values) if types is None else types
     if list in types:
-        return pl.Series(name, [None if v is None else _leaves(v) for v in values], dtype=pl.List(pl.String))
+        texts = [None if v is None else [_spelled(leaf) for leaf in leaves(v)] for v in values]
+        return pl.Series(name, texts, dtype=pl.List(pl.String))
     if not types or types == {str}:
         return pl.Series(name, values, dtype=pl.String)
     if types == {bool} or types == {float} or types == {int, float}:
         return pl.Series(name, values, dtype=pl.Boolean if bool in types else pl.Float64)
-    if types == {int} and all(v is None or -(2**63) <= v < 2**63 for v in values):
+    if types == {int}:
         return pl.Series(name, values, dtype=pl.Int64)
-    texts = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-    return pl.Series(name, texts, dtype=pl.String)
+    return pl.Series(name, [_spelled(value) for value in values], dtype=pl.String)
 
 
-def _leaves(value: Any) -> list[str | None]:
-    """The strings and nulls of a list of lists of any depth, in order."""
-    if isinstance(value, list):
-        return [leaf for part in value for leaf in _leaves(part)]
-    return [value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+def _spelled(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def leaves(value: Any) -> list[Any]:
+    """What stands in a list of lists of any depth, in order; what is no list stands alone."""
+    found, left = [], [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part[::-1]
+        else:
+            found.append(part)
+    return found
 
 
 FILE_FORMATS: dict[str, Callable[[Path], pl.DataFrame]] = {
