@@ -24,6 +24,7 @@ from genrec import base, checkpoints, watch
 from genrec import benchmarks as common
 from genrec.adapter import Adapter
 from genrec.benchmarks import accuracy as accuracy_benchmark
+from genrec.benchmarks import batch as batch_benchmark
 from genrec.benchmarks import decode as benchmarks
 from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
@@ -31,7 +32,7 @@ from genrec.cli import app
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
-from genrec.errors import AdapterError, ConfigError
+from genrec.errors import AdapterError, ConfigError, GenrecError
 from genrec.prompts import ItemRef, Prompt
 
 ROOT = Path(__file__).parent.parent
@@ -546,3 +547,40 @@ def test_a_stage_that_is_killed_leaves_no_process_and_goes_on(gpu_shop: Path) ->
     done = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
     assert f"going on from {there}" in done.stderr
     assert (gpu_shop / "adapters" / "smollm2" / "genrec.json").is_file()
+
+
+# Batch jobs
+
+
+def test_users_of_a_batch_benchmark_are_a_jobs_input(tmp_path: Path) -> None:
+    batch_benchmark.write_users(tmp_path / "users.parquet", ["a", "b", "c"], 70_000)
+    users = pl.read_parquet(tmp_path / "users.parquet")
+    assert users["user_id"].n_unique() == len(users) == 70_000
+    lengths = users["history"].list.len()
+    assert (lengths.min(), lengths.max()) == (1, 50)
+    assert set(users["history"].explode().unique()) == {"a", "b", "c"}
+
+
+def test_batch_benchmark_compares_the_job_with_its_engine(workspace: Path, tmp_path: Path) -> None:
+    options = ["--users", "40", "--shard-size", "16", "--repeats", "1", "--part", "throughput", "--json"]
+    adapter = str(workspace / "adapters" / "lora")
+    done = CliRunner().invoke(app, ["bench", "batch", adapter, *options], catch_exceptions=False)
+    rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["job / engine"]["value"] == pytest.approx(rows["whole job"]["value"] / rows["engine alone"]["value"])
+    assert rows["job / engine"]["goal"] == ">= 0.95"
+    with pytest.raises(ConfigError, match=r"part is 'trougput'\. Did you mean 'throughput'"):
+        batch_benchmark.batch(workspace / "adapters" / "lora", parts=["trougput"])
+    with pytest.raises(ConfigError, match="at least 1, and one of them is 0"):
+        batch_benchmark.batch(workspace / "adapters" / "lora", users=0)
+
+
+def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path) -> None:
+    adapter = workspace / "adapters" / "lora"
+    found = batch_benchmark.batch(adapter, parts=["memory"], sizes=(5, 9), k=3)
+    rows = [(row.setting, row.what) for row in found.rows]
+    assert rows[0] == ("5 users", "peak memory of the process")
+    peaks = [row.value for row in found.rows if row.unit == "MiB"]
+    assert min(peaks) > 10
+    assert found.rows[-1].value == pytest.approx(peaks[1] / peaks[0])
+    with pytest.raises(GenrecError, match=r"genrec batch .* ended with 3"):
+        batch_benchmark.batch(adapter, parts=["memory"], sizes=(5,), k=0)

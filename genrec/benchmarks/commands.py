@@ -108,3 +108,30 @@ def accuracy(
         threads=threads, beams=beams,
     )  # fmt: skip
     return report, json_, report.save(out, f"accuracy-{data.name}") if out is not None else []
+
+
+def batch(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    part: Annotated[list[str] | None, typer.Option(help="throughput or memory; unset: both.")] = None,
+    users: Annotated[int, typer.Option(help="Of the part throughput.")] = 8192,
+    size: Annotated[
+        list[int] | None, typer.Option(help="Of a job of the part memory; unset: 10,000 and 1,000,000.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Items per user.")] = 20,
+    shard_size: Annotated[int, typer.Option(help="Users per shard.")] = 4096,
+    device: Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it.")] = "cpu",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    out: Out = None,
+    json_: Json = False,
+) -> tuple[Report, bool, list[Path]]:
+    """A job beside its engine alone, and the memory of small and large jobs."""
+    from genrec.benchmarks import batch as benchmark
+
+    report = benchmark.batch(
+        adapter, parts=part or benchmark.PARTS, users=users, sizes=size or (10_000, 1_000_000), k=k,
+        shard_size=shard_size, device=device, dtype=dtype, threads=threads, repeats=repeats, clock=clock,
+    )  # fmt: skip
+    return report, json_, report.save(out, "batch") if out is not None else []
