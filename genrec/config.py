@@ -113,6 +113,8 @@ class Recipe:
         features: Dimensions of the text vectors, and as many again of the collaborative ones.
         dtype: Of the weights that are loaded: ``float32`` or ``bfloat16``.
         rows_learning_rate: Of the identifier rows; unset: that of everything else.
+        loss: Which events of a sequence prompt's row are targets: ``every`` one, or the last one alone, its ``answer``;
+            of a history that is an event drawn anew for every epoch, after those before it.
         negatives: Tokens, drawn anew at every step, that the softmax of training is over beside the target; 0: all.
         batch_events: About how many events of histories a step trains on, on every device: long histories then come in
             batches of fewer rows than short ones, and the same recipe does for both. 0: [training] says how many rows.
@@ -134,6 +136,7 @@ class Recipe:
     features: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     rows_learning_rate: float | None = None
+    loss: Literal["every", "answer"] = "every"
     negatives: int = 0
     batch_events: int = 0
     seed: int = 0

@@ -205,6 +205,18 @@ class _Histories:
             result += [(HISTORY, user, *window) for window in cut]
         return result
 
+    def answers(self, cuts: _Cuts) -> list[tuple[int, ...]]:
+        """A sequence prompt's rows of an epoch in which one event of every history is a target, after what fits."""
+        result: list[tuple[int, ...]] = []
+        for user in self.active:
+            event = self._drawn(user)
+            cut = later_windows(cuts.lengths[user], cuts.budgets[user], event, event + 1)
+            result += [(HISTORY, user, *row) for row in cut]
+        return result
+
+    def _drawn(self, user: int) -> int:
+        return int(self.rng.integers(len(self.train[user])))
+
     def what_came_next(self, count: int) -> list[tuple[int, ...]]:
         """Rows of a question about histories: a user, and an event that the question asks for."""
         chosen = self.rng.choice(self.active, count)
@@ -243,6 +255,10 @@ class _FreshHistories(_Histories):
         known = self._whole(cuts, old, self.fresh.known)
         again = min(len(known), round(self.fresh.replay * len(result)))
         return result + [known[row] for row in self.rng.choice(len(known), again, replace=False)]
+
+    def _drawn(self, user: int) -> int:
+        new = [event for run in self.fresh.new(user, len(self.train[user])) for event in range(*run)]
+        return int(self.rng.choice(new))
 
     def what_came_next(self, count: int) -> list[tuple[int, ...]]:
         return self.about_events(np.arange(self.begin[-1]), count)
@@ -297,7 +313,8 @@ class _Walks:
         drawn = [walk[: windows(catalogue[walk], budget, 0)[0][1]] for walk in drawn]
         begin = len(self.made)
         self.made.extend(drawn)
-        return [(WALK, begin + number, 0, len(walk), 0) for number, walk in enumerate(drawn)]
+        last = self.recipe.loss == "answer"
+        return [(WALK, begin + number, 0, len(walk), len(walk) - 1 if last else 0) for number, walk in enumerate(drawn)]
 
 
 def _askable(prompt: Prompt, tokenization: Tokenization) -> np.ndarray:
@@ -458,7 +475,7 @@ def plan(
             prompt, made = prompts[number], list[tuple[int, ...]]()
             if prompt.kind == "sequence":
                 if epoch >= opening:
-                    made = histories.windows(cuts[number])
+                    made = (histories.windows if recipe.loss == "every" else histories.answers)(cuts[number])
                 if number == leader:
                     windows_now = len(made) or windows_now
                 else:
@@ -530,7 +547,7 @@ class Rows:
         user = self.users[index] if self.users is not None and kind == HISTORY else None
         if prompt.kind == "sequence":
             if kind == WALK:
-                return self.tokenization.sequence_row(prompt, self.plan.walks[index])
+                return self.tokenization.sequence_row(prompt, self.plan.walks[index], context=context)
             weights = None if self.weights is None else self.weights[index][start:stop]
             events = self.train[index][start:stop]
             return self.tokenization.sequence_row(prompt, events, user=user, context=context, weights=weights)

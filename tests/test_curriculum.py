@@ -337,6 +337,25 @@ def test_questions_about_events_wait_for_the_end_of_the_opening() -> None:
     assert {row[0] for row in made.table.tolist() if row[1] == 1} == {2, 3}
 
 
+@pytest.mark.parametrize(("prompt", "length"), [(NEXT, 12), (NEXT, 40), (WITH_TEXT, 48)])
+def test_with_the_loss_on_the_answer_every_row_has_one_target(prompt: Prompt, length: int) -> None:
+    walks = WalkRecipe(share=0.5, variants=0.5)
+    made, rows = make([prompt], epochs=20, length=length, walks=walks, loss="answer")
+    identifier = tokenization(length).tokens.shape[1]
+    for number, (_, _, kind, user, start, stop, context) in enumerate(made.table.tolist()):
+        row = rows.row(number)
+        assert context == stop - start - 1
+        assert len(row.ids) <= length
+        np.testing.assert_array_equal(np.flatnonzero(row.labels != IGNORE), np.arange(-identifier, 0) + len(row.ids))
+        last = (TRAIN[user] if kind == HISTORY else made.walks[user])[stop - 1]
+        np.testing.assert_array_equal(row.ids[-identifier:], tokenization(length).identifier(int(last)))
+    per_user = counts(Plan(made.table[made.table[:, 2] == HISTORY], []), 0, 3)
+    assert set(per_user.values()) == {1}
+    assert len(per_user) == 20 * sum(len(history) > 0 for history in TRAIN)
+    drawn = {(user, event) for _, user, event in targets(made)}
+    assert len(drawn) > len({user for user, _ in drawn})
+
+
 def test_questions_that_no_event_answers_are_refused() -> None:
     unrated = RATED.with_columns(rating=pl.lit(None, pl.Float32))
     given = (recipe(1.0, 1.0), [NEXT, CLICK], tokenization(), TRAIN, None, USERS)
