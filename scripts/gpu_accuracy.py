@@ -54,9 +54,9 @@ def stages(data: str, base: str, device: str, changes: Sequence[str]) -> list[St
     return [
         Stage(
             "make a small base", small / "config.json",
-            ["base", "create", data, "--out", str(small), "--width", "256", "--heads", "4"], 0.2,
+            ["base", "create", data, "--out", str(small), "--width", "128", "--heads", "4"], 0.2,
         ),
-        training("train the small base", "default", 2),
+        training("train the small base", "default", 4),
         training(f"train {base} with LoRA", "smollm2", 4, *model),
         training(f"train all of {base}", "smollm2-full", 5, *model),
         Stage(

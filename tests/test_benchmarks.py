@@ -473,7 +473,7 @@ def test_stages_go_on_where_they_were_killed(
     alarms: list[int] = []
     monkeypatch.setattr(signal, "alarm", alarms.append)
     monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command[3:]))
-    small = ["--width", "256", "--heads", "4"]
+    small = ["--width", "128", "--heads", "4"]
     assert script.stages("data/tiny", "b", "cpu", [])[0].command[-4:] == small  # The sizes of the default recipe.
 
     def call(*options: str) -> str:
@@ -481,7 +481,7 @@ def test_stages_go_on_where_they_were_killed(
         script.main()
         if commands:
             command = commands.pop()
-            app([part if part != "256" else "16" for part in command], standalone_mode=False)
+            app([part if part != "128" else "16" for part in command], standalone_mode=False)
         return capfd.readouterr().out
 
     for stage in ("make a small base", "train the small base"):

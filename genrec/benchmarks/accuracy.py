@@ -32,7 +32,7 @@ def accuracy(
     *,
     seeds: Sequence[int] = (0,),
     base: str | None = None,
-    width: int = 256,
+    width: int = 128,
     layers: int = 2,
     heads: int = 4,
     threads: int | None = None,

@@ -92,7 +92,7 @@ def accuracy(
     ),
     seeds: Annotated[int, typer.Option(help="How many, from 0 on, one after another.")] = 1,
     base: Annotated[str | None, typer.Option(help="By name or folder; unset: a small one made here.")] = None,
-    width: Annotated[int, typer.Option(help="Hidden size of the small base.")] = 256,
+    width: Annotated[int, typer.Option(help="Hidden size of the small base.")] = 128,
     layers: Annotated[int, typer.Option(help="Its depth.")] = 2,
     heads: Annotated[int, typer.Option(help="Its attention heads per layer.")] = 4,
     threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
