@@ -574,13 +574,19 @@ def test_batch_benchmark_compares_the_job_with_its_engine(workspace: Path, tmp_p
         batch_benchmark.batch(workspace / "adapters" / "lora", users=0)
 
 
-def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path) -> None:
+def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = workspace / "adapters" / "lora"
-    found = batch_benchmark.batch(adapter, parts=["memory"], sizes=(5, 9), k=3)
-    rows = [(row.setting, row.what) for row in found.rows]
-    assert rows[0] == ("5 users", "peak memory of the process")
-    peaks = [row.value for row in found.rows if row.unit == "MiB"]
-    assert min(peaks) > 10
-    assert found.rows[-1].value == pytest.approx(peaks[1] / peaks[0])
-    with pytest.raises(GenrecError, match=r"genrec batch .* ended with 3"):
-        batch_benchmark.batch(adapter, parts=["memory"], sizes=(5,), k=0)
+    found = batch_benchmark.batch(adapter, parts=["memory"], sizes=(5,), k=3)
+    assert [(row.setting, row.what) for row in found.rows] == [
+        ("5 users", "peak memory of the process"),
+        ("5 users", "whole process, dummy engine"),
+    ]
+    assert found.rows[0].value > 10
+    peaks = iter([2.0, 3.0])
+    monkeypatch.setattr(batch_benchmark, "_job", lambda _: (1.0, next(peaks)))
+    assert batch_benchmark.batch(adapter, parts=["memory"], sizes=(5, 9)).rows[-1].value == 1.5
+
+
+def test_batch_benchmark_tells_why_a_job_failed() -> None:
+    with pytest.raises(GenrecError, match=r"genrec batch adapters/none --users ended with [1-9]"):
+        batch_benchmark._job(["adapters/none", "--users"])
