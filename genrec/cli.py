@@ -545,6 +545,7 @@ def publish(
     link: Annotated[Path, typer.Option(help="The symbolic link that readers follow, such as recommendations/current.")],
     out: Annotated[Path | None, typer.Argument(help="An output folder of a job.")] = None,
     back: Annotated[bool, typer.Option("--back", help="Let the link lead again to where it led before.")] = False,
+    json_: Json = False,
 ) -> None:
     """Verify a batch job's output and move a link to it, in one rename; or move it back."""
     from genrec.batch import publication
@@ -555,7 +556,10 @@ def publish(
         publication.publish_back(link)
     else:
         publication.publish(out, link)
-    print(f"{link} -> {os.readlink(link)}")
+    if json_:
+        _print_json({"link": str(link), "target": os.readlink(link)})
+    else:
+        print(f"{link} -> {os.readlink(link)}")
 
 
 @app.command("eval")

@@ -22,7 +22,7 @@ _QUERY = re.compile(r"\b(?:select|from|with|values|table)\b", re.IGNORECASE)
 # Polars takes far more than linear time for long expressions, and overflows its stack at some 50,000 characters.
 LONGEST = 4000
 
-_EXAMPLE = "Write one such as \"market = 'DE' and in_stock\"."
+_EXAMPLE = "Write one such as \"market = 'DE' and in_stock\", or \"array_contains(tags, 'tea')\" of a column of lists."
 _REFUSALS: tuple[Any, ...] = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 

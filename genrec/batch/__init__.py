@@ -266,7 +266,7 @@ def _check_bad(job: Job, opened: Output, rows: int, bad: int) -> None:
     raise DataError(
         f"{bad:,} of {rows:,} rows of {job.users} are bad, more than max_bad_share allows ({job.max_bad_share:.2%}). "
         f"{opened.folder / 'errors'} lists those found so far, with the reason. {shards.told(example)} "
-        "Repair the rows, or raise max_bad_share: the same command then goes on."
+        "Raise max_bad_share, and the same command goes on; with repaired rows name another --out."
     )
 
 

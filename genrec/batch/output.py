@@ -348,9 +348,10 @@ def _claim(note: Path, job: Mapping[str, Any]) -> None:
     if not note.exists():
         _write(note, (json.dumps(job, indent=1) + "\n").encode())
     elif changed := changes(note.parent, job):
+        done = (note.parent / "_SUCCESS").exists()
         raise ConfigError(
-            f"{note.parent} holds another job: {'; '.join(changed)}. Name another --out; where users alone changed, "
-            f"--previous {note.parent} carries over the others."
+            f"{note.parent} holds another job: {'; '.join(changed)}. Name another --out"
+            + (f"; where users alone changed, --previous {note.parent} carries over the others." if done else ".")
         )
 
 
