@@ -123,7 +123,10 @@ class Recommender:
         """The same with other columns of the items, such as today's titles and stock; ids and their order stay."""
         old = self.tokenization
         tokenization = Tokenization(old.tokenizer, old.identifiers, items, max_length=old.max_length, frames=old.frames)
-        return Recommender(replace(self.adapter, items=items), self.engine, tokenization)
+        changed = copy(self)  # Identifiers, and so the trie, stay.
+        changed.adapter, changed.tokenization = replace(self.adapter, items=items), tokenization
+        changed.titles = items["title"].to_list()
+        return changed
 
     def indices(self, items: History) -> np.ndarray:
         """Item ids -> int32 item indices.

@@ -62,7 +62,7 @@ class ValidationSet:
         return cls(
             [tokenization.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)],
             split.valid.targets[chosen],
-            [np.unique(history) for history in histories] if exclude_seen else None,
+            histories if exclude_seen else None,
             Trie.build(tokenization.tokens),
         )
 

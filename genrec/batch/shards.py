@@ -157,9 +157,9 @@ def load(job: Job, recommender: Recommender | None = None, *, model: bool = True
         model = False
         kind = type(recommender.engine).__name__
         engine = {"LocalEngine": "local", "DummyEngine": "dummy"}.get(kind, kind)  # type: ignore[assignment]
-        dtype = getattr(getattr(recommender.engine, "model", None), "dtype", None)
-        dtype = None if dtype is None else str(dtype).removeprefix("torch.")  # type: ignore[assignment]
-        device = getattr(getattr(getattr(recommender.engine, "model", None), "device", None), "type", None)
+        network = getattr(recommender.engine, "model", None)
+        dtype = None if network is None else str(network.dtype).removeprefix("torch.")  # type: ignore[assignment]
+        device = None if network is None else network.device.type
     adapter = recommender.adapter
     retired, unknown = np.zeros(adapter.items.height, dtype=bool), 0
     if job.items is not None:

@@ -479,4 +479,4 @@ def _id(value: Any) -> str | None:
 
 def _told(value: Any) -> str | None:
     """A JSON value as text: a text as it is, anything else as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return None if value is None else _shown(value)

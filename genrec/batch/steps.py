@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -272,39 +272,25 @@ def _cosines(vectors: sparse.csr_matrix, items: NDArray[np.int32]) -> NDArray[np
 # Their options, as a job writes them
 
 
-class Step(Protocol):
+class Step:
     """The options of a step.
 
     Attributes:
         reads_data: Whether the step asks for the training histories.
     """
 
-    reads_data: ClassVar[bool]
+    reads_data: ClassVar[bool] = False
 
     def check(self, catalogue: Catalogue) -> None:
         """Raise a ConfigError where the items do not have what the step needs; nothing costly is done."""
 
     def bind(self, catalogue: Catalogue, k: int) -> Callable[[Lists], Lists]:
         """The step as a function of lists; what it counts or fits is counted and fitted here."""
-
-
-class _ReadsItems:
-    """A step that asks for the item table at most, and takes any."""
-
-    reads_data: ClassVar[bool] = False
-
-    def check(self, catalogue: Catalogue) -> None:
-        pass
-
-
-class _ReadsData(_ReadsItems):
-    """A step that asks for the training histories."""
-
-    reads_data: ClassVar[bool] = True
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class MinScore(_ReadsItems):
+class MinScore(Step):
     """Leave out items that score below ``score``, the log-probability of the identifier."""
 
     score: float
@@ -318,8 +304,10 @@ class MinScore(_ReadsItems):
 
 
 @dataclass(frozen=True)
-class PopularityDamping(_ReadsData):
+class PopularityDamping(Step):
     """Lower items by ``strength`` times the logarithm of how often they were consumed."""
+
+    reads_data: ClassVar[bool] = True
 
     strength: float
 
@@ -334,7 +322,7 @@ class PopularityDamping(_ReadsData):
 
 
 @dataclass(frozen=True)
-class Mmr(_ReadsItems):
+class Mmr(Step):
     """Put items first that are relevant and whose texts are unlike those before; ``relevance`` weighs the former."""
 
     relevance: float = 0.7
@@ -348,7 +336,7 @@ class Mmr(_ReadsItems):
 
 
 @dataclass(frozen=True)
-class MaxPer(_ReadsItems):
+class MaxPer(Step):
     """Leave out items beyond ``count`` of one value of ``column``.
 
     Where the column holds lists, such as categories, an item counts for each of its values. Items without a value are
@@ -381,11 +369,13 @@ class MaxPer(_ReadsItems):
 
 
 @dataclass(frozen=True)
-class FillUp(_ReadsData):
+class FillUp(Step):
     """Fill lists up to k with the items that a baseline, fitted to the data set, scores highest; the last step.
 
     Items that an earlier step left out stay out, and the limits of ``max_per`` hold for the filled list too.
     """
+
+    reads_data: ClassVar[bool] = True
 
     baseline: str = "popularity"
 

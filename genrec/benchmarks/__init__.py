@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -144,6 +145,12 @@ def interleaved(
                 torch.cuda.synchronize()
             seconds[name].append(read() - began)
     return seconds
+
+
+def peak(usage: Any) -> float:
+    """MiB: the peak memory in what ``resource.getrusage`` or ``os.wait4`` told."""
+    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes.
+    return float(usage.ru_maxrss * scale / 2**20)
 
 
 def median(seconds: Sequence[float]) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from genrec import base as bases
 from genrec import progress, training
 from genrec.adapter import Adapter
-from genrec.benchmarks import Report, Row, conditions, figure
+from genrec.benchmarks import Report, Row, conditions, figure, peak
 from genrec.config import Spec, as_table, load_recipe, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError
@@ -103,8 +102,7 @@ def accuracy(
         for what, unit in {row.what: row.unit for row in rows if row.unit}.items():
             mean = statistics.fmean(row.value for row in rows if row.what == what)
             rows.append(figure("accuracy", f"mean of {len(seeds)} seeds", what, mean, unit))
-    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
-    rows.append(figure("accuracy", "whole process", "peak memory", peak, "MiB"))
+    memory = peak(resource.getrusage(resource.RUSAGE_SELF))
+    rows.append(figure("accuracy", "whole process", "peak memory", memory, "MiB"))
     given = {"data": data.name, "data_hash": set_.hash, "recipe": recipe.name, "changes": " ".join(assignments)}
     return Report(conditions(**given, base=base or f"{width}x{layers}x{heads}", seeds=list(seeds)), rows)

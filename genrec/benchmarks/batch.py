@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec.batch import run_batch
-from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median
+from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median, peak
 from genrec.config import suggestion
 from genrec.errors import ConfigError, GenrecError
 from genrec.recommender import Recommender, beams_for
@@ -136,10 +136,10 @@ def _memory(
         table, out = folder / f"{users}.parquet", folder / f"{users}"
         write_users(table, item_ids, users)
         told = ["--users", table, "--out", out, "-k", k, f"shard_size={shard_size}", "--engine", "dummy", "--json"]
-        seconds, peak = _job([str(adapter), *map(str, told)])
-        peaks.append(peak)
+        seconds, memory = _job([str(adapter), *map(str, told)])
+        peaks.append(memory)
         rows += [
-            figure("memory", f"{users:,} users", "peak memory of the process", peak, "MiB"),
+            figure("memory", f"{users:,} users", "peak memory of the process", memory, "MiB"),
             figure("memory", f"{users:,} users", "whole process, dummy engine", users / seconds, "users/s"),
         ]
     if len(peaks) > 1:
@@ -162,5 +162,4 @@ def _job(arguments: Sequence[str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise GenrecError(f"genrec batch {' '.join(arguments)} ended with {process.returncode}:\n{told[-2000:]}")
-    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes.
-    return time.perf_counter() - began, usage.ru_maxrss * scale / 2**20
+    return time.perf_counter() - began, peak(usage)
