@@ -115,7 +115,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[Any]], right: t
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    table: Table = RichTable(title=title, title_justify="left", title_style="bold", show_header=any(columns))
+    table: Table = RichTable(show_header=any(columns))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
@@ -123,6 +123,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[Any]], right: t
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 100_000  # What is piped takes the width that it needs; nothing is folded.
+    console.print(title, style="bold")  # Not the table's own, which is folded to the width of its columns.
     console.print(table)
 
 
