@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow gpu-accuracy lint format docs clean
+.PHONY: help install quickstart test test-slow gpu-accuracy lint format docs tour clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,8 +39,12 @@ format: install ## fix style and format in place
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: install ## write docs/cli.md from the command line's own help
+docs: install ## write docs/cli.md from the command line's own help, and docs/api.md from the docstrings
 	$(BIN)/typer genrec.cli utils docs --name genrec --title "The command line" --output docs/cli.md
+	$(BIN)/python scripts/api_reference.py docs/api.md
+
+tour: install ## make docs/tour.ipynb from scripts/tour.py, and run it
+	$(BIN)/python scripts/tour.py docs/tour.ipynb
 
 clean: ## remove the environment, caches and builds; data, adapters and reports stay
 	rm -rf .venv dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache

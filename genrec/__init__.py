@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from genrec.dataset import Dataset
     from genrec.evaluation import evaluate
     from genrec.prompts import Prompt
-    from genrec.recommender import Recommendation, Recommender
+    from genrec.recommendations import Recommendation, Recommendations
+    from genrec.recommender import Recommender
     from genrec.training import train
 
 # PEFT imports bitsandbytes where that is installed, which on some processors says at every start that it would rather
@@ -31,6 +32,7 @@ __all__ = [
     "Prompt",
     "Recipe",
     "Recommendation",
+    "Recommendations",
     "Recommender",
     "Spec",
     "Task",
@@ -44,7 +46,8 @@ _HOMES = {
     "Dataset": "dataset",
     "Prompt": "prompts",
     "Recipe": "config",
-    "Recommendation": "recommender",
+    "Recommendation": "recommendations",
+    "Recommendations": "recommendations",
     "Recommender": "recommender",
     "Spec": "config",
     "Task": "config",

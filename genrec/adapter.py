@@ -243,6 +243,7 @@ def save(
                 "hash": base.hash,
             },
             "prompts": list(prompts),
+            "contracts": {name: prompt.contract for name, prompt in prompts.items()},
             "max_length": tokenization.max_length,
             "identifiers": {"scheme": tokenization.identifiers.scheme, "hash": tokenization.identifiers.hash},
             **manifest,
@@ -313,6 +314,7 @@ class Adapter:
             prompts={name: Prompt.load(path / "prompts" / f"{name}.jinja") for name in manifest["prompts"]},
         )
         _ = adapter.user_columns
+        adapter._check_contracts()
         if adapter.tuning != "full":
             _ = adapter.base  # Found and compared now, not when the weights are read.
         return adapter
@@ -342,6 +344,21 @@ class Adapter:
                 f"{self.path / 'genrec.json'}: user_columns is {told!r}; it takes the types of columns by name, such "
                 "as Int64 or List(String). Train the adapter again, or copy it again."
             ) from None
+
+    def _check_contracts(self) -> None:
+        """Refuse prompts of which this genrec makes other tokens than the one that trained them; an old one never told.
+
+        The files themselves have been compared by their hashes.
+        """
+        told = self.manifest.get("contracts", {})
+        for name, prompt in self.prompts.items():
+            trained = told.get(name, prompt.contract) if isinstance(told, dict) else told
+            if trained != prompt.contract:
+                raise AdapterError(
+                    f"{self.path / 'prompts' / name}.jinja: this genrec makes other tokens of it than the one that "
+                    f"trained the adapter: contract {str(trained)[:16]} in genrec.json, {prompt.contract[:16]} here. "
+                    f"Train it again, or install genrec {self.manifest.get('versions', {}).get('genrec', 'of then')}."
+                )
 
     @property
     def tuning(self) -> str:

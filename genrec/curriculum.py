@@ -16,62 +16,14 @@ import polars as pl
 
 from genrec import features
 from genrec.config import Recipe
-from genrec.errors import ConfigError, DataError, PromptError
+from genrec.errors import ConfigError, DataError
 from genrec.prompts import Prompt
+from genrec.splits import contexts
 from genrec.tokenization import IGNORE, Row, Tokenization, event_answers
+from genrec.windows import Cuts, begins, later_windows, windows
 
 HISTORY, WALK, ITEM = 0, 1, 2  # What a row is about; a question about an event is about its history and what followed.
 _POOL = 64  # Batches whose rows are sorted by length together.
-
-
-def windows(lengths: np.ndarray, budget: int, first: int) -> list[tuple[int, int, int]]:
-    """Cut a history into windows that fit, so that every event is a target exactly once.
-
-    Args:
-        lengths: int [events], tokens of each event.
-        budget: Tokens of the events before the last one of a window, at most.
-        first: Events of the first window, at most (0: as many as fit); shifts where the later ones begin.
-
-    Returns:
-        ``(start, stop, context)`` per window: events ``start:stop``, of which the first ``context`` carry no loss
-        because they are targets of the window before. ``context`` is 0 for the first window, else 1.
-    """
-    total = np.concatenate([[0], np.cumsum(lengths)])
-    result: list[tuple[int, int, int]] = []
-    start, context = 0, 0
-    while True:
-        # The last event of a window is its identifier alone, so only the events before it count: total[stop - 1].
-        stop = int(np.searchsorted(total, total[start] + budget, side="right"))
-        stop = min(max(stop, start + context + 1), len(lengths))
-        if not result and first and stop < len(lengths):
-            stop = min(stop, first)
-        result.append((start, stop, context))
-        if stop >= len(lengths):
-            return result
-        start, context = stop - 1, 1
-
-
-def later_windows(lengths: np.ndarray, budget: int, begin: int, end: int) -> list[tuple[int, int, int]]:
-    """Windows in which the events ``begin:end`` of a history are targets exactly once, after as much as fits.
-
-    Targets take up to half of the budget, so that the other half is left for what came before them.
-
-    Args:
-        lengths: int [events], tokens of each event.
-        budget: Tokens of the events before the last one of a window, at most.
-
-    Returns:
-        ``(start, stop, context)`` per window, as ``windows`` gives them.
-    """
-    total = np.concatenate([[0], np.cumsum(lengths)])
-    result: list[tuple[int, int, int]] = []
-    while begin < end:
-        stop = int(np.searchsorted(total, total[begin] + budget // 2, side="right"))
-        stop = min(max(stop, begin + 1), end)
-        start = int(np.searchsorted(total, total[stop - 1] - budget, side="left"))
-        result.append((start, stop, begin - start))
-        begin = stop
-    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,54 +77,12 @@ class Plan:
     """The rows of a whole training run in the order in which they are trained.
 
     Attributes:
-        table: int32 [rows, 7]: epoch, task, kind (history, walk or item), index of it, start, stop, context.
+        table: int32 [rows, 7]: epoch, task, kind (history, walk or item), index of it, start, stop, skip.
         walks: The walks, and the variants of histories, that rows refer to.
     """
 
     table: np.ndarray
     walks: list[np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class _Cuts:
-    """What decides where a sequence prompt cuts histories.
-
-    Attributes:
-        catalogue: int64 [items], tokens of an event with each item.
-        lengths: Per user int64 [events], tokens of each event.
-        budgets: Per user the tokens left for the history: a head may read the user's columns.
-    """
-
-    catalogue: np.ndarray
-    lengths: list[np.ndarray]
-    budgets: list[int]
-
-    @classmethod
-    def measure(
-        cls,
-        prompt: Prompt,
-        tokenization: Tokenization,
-        train: Sequence[np.ndarray],
-        users: Sequence[Mapping[str, Any]] | None,
-    ) -> _Cuts:
-        """Raises PromptError where an item of the catalogue fits no row."""
-        heads = (tokenization.head_ids(prompt, users[user] if users else None) for user in range(len(train)))
-        budgets = [tokenization.history_budget(head) for head in heads]
-        # Of the whole catalogue: what fits no row in training would silently empty a history later.
-        catalogue = tokenization.fragment_lengths(prompt, np.arange(len(tokenization.items)))
-        longest, budget = int(catalogue.argmax()), min(budgets, default=tokenization.max_length)
-        if catalogue[longest] > budget:
-            raise PromptError(
-                f"prompt {prompt.name}: item {tokenization.items['item_id'][longest]!r} takes "
-                f"{catalogue[longest]} tokens and max_length {tokenization.max_length} leaves {budget} for the "
-                "history. Raise max_length, or shorten its block item."
-            )
-        return cls(catalogue, [catalogue[history] for history in train], budgets)
-
-
-def _begins(train: Sequence[np.ndarray]) -> np.ndarray:
-    """int64 [users + 1]: where the events of each user begin in a table of all training events."""
-    return np.concatenate([[0], np.cumsum([len(history) for history in train])]).astype(np.int64)
 
 
 def _in_rounds(among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -184,18 +94,18 @@ def _in_rounds(among: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 class _Histories:
     """Makes the rows that are about training histories, of which all events are targets.
 
-    Rows are ``(kind, index, start, stop, context)``; an event is told by its place in a table of all of them.
+    Rows are ``(kind, index, start, stop, skip)``; an event is told by its place in a table of all of them.
     """
 
     def __init__(self, train: Sequence[np.ndarray], rng: np.random.Generator) -> None:
-        self.train, self.rng, self.begin = train, rng, _begins(train)
+        self.train, self.rng, self.begin = train, rng, begins(train)
         self.active = [user for user, history in enumerate(train) if len(history)]
 
-    def windows(self, cuts: _Cuts) -> list[tuple[int, ...]]:
+    def windows(self, cuts: Cuts) -> list[tuple[int, ...]]:
         """A sequence prompt's rows of an epoch."""
         return self._whole(cuts, self.active, [len(history) for history in self.train])
 
-    def _whole(self, cuts: _Cuts, users: Sequence[int], ends: Sequence[int] | np.ndarray) -> list[tuple[int, ...]]:
+    def _whole(self, cuts: Cuts, users: Sequence[int], ends: Sequence[int] | np.ndarray) -> list[tuple[int, ...]]:
         result: list[tuple[int, ...]] = []
         for user in users:
             length, budget = cuts.lengths[user][: ends[user]], cuts.budgets[user]
@@ -205,12 +115,12 @@ class _Histories:
             result += [(HISTORY, user, *window) for window in cut]
         return result
 
-    def answers(self, cuts: _Cuts) -> list[tuple[int, ...]]:
+    def answers(self, cuts: Cuts) -> list[tuple[int, ...]]:
         """A sequence prompt's rows of an epoch in which one event of every history is a target, after what fits."""
         result: list[tuple[int, ...]] = []
         for user in self.active:
             event = self._drawn(user)
-            cut = later_windows(cuts.lengths[user], cuts.budgets[user], event, event + 1)
+            cut = later_windows(cuts.lengths[user], cuts.budget(user, event), event, event + 1)
             result += [(HISTORY, user, *row) for row in cut]
         return result
 
@@ -245,7 +155,7 @@ class _FreshHistories(_Histories):
         self.fresh = fresh
         self.active = [user for user in self.active if fresh.new(user, len(train[user]))]
 
-    def windows(self, cuts: _Cuts) -> list[tuple[int, ...]]:
+    def windows(self, cuts: Cuts) -> list[tuple[int, ...]]:
         result: list[tuple[int, ...]] = []
         for user in self.active:
             for begin, end in self.fresh.new(user, len(self.train[user])):
@@ -328,8 +238,25 @@ def _askable(prompt: Prompt, tokenization: Tokenization) -> np.ndarray:
 
 def _given(prompt: Prompt, events: pl.DataFrame | None) -> pl.DataFrame:
     if events is None:
-        raise DataError(f"prompt {prompt.name} asks about events, and none were given. Pass Split.train_events.")
+        raise DataError(f"prompt {prompt.name} reads what the log says of events. Pass events=Split.train_events.")
     return events
+
+
+def _contexts(prompts: Sequence[Prompt], events: pl.DataFrame | None) -> pl.DataFrame | None:
+    """The contexts of ``events``, where one of the prompts reads them."""
+    reading = next((prompt for prompt in prompts if prompt.reads["context"]), None)
+    return None if reading is None else contexts(_given(reading, events))
+
+
+def _check_loss(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Refuse rows of many targets below a head that tells the context of one."""
+    for prompt in prompts:
+        if prompt.kind == "sequence" and prompt.reads["context"] and recipe.loss == "every":
+            raise ConfigError(
+                f'recipe: loss is "every", and the head of the prompt {prompt.name} reads context.'
+                f"{min(prompt.reads['context'])}, which is that of one event, while a row would train all of them. "
+                'Set loss = "answer", or take context out of the prompt.'
+            )
 
 
 def _answered(prompt: Prompt, answers: Sequence[str]) -> np.ndarray:
@@ -435,8 +362,11 @@ def plan(
     Raises:
         PromptError: An event or a head that leaves no room for a row.
         DataError: A question about events that no event answers.
-        ConfigError: No row at all, or none of the prompt that the adapter recommends with.
+        ConfigError: No row at all, or none of the prompt that the adapter recommends with, or a sequence prompt that
+            reads the context of the event to be predicted where every event of a row is.
     """
+    _check_loss(recipe, prompts)
+    told = _contexts(prompts, events)
     rng = np.random.default_rng([recipe.seed, 1])
     leader = _leader(recipe, prompts)
     # The leader first: the number of its windows is what the others are counted by.
@@ -445,12 +375,12 @@ def plan(
     opening = _opening(recipe, epochs) if neighbours is not None else 0
     histories = _Histories(train, rng) if fresh is None else _FreshHistories(train, rng, fresh)
     walks = _Walks(recipe, tokenization, neighbours, rng)
-    cuts: dict[int, _Cuts] = {}
+    cuts: dict[int, Cuts] = {}
     about: dict[int, np.ndarray] = {}  # Items or events that a question can be asked about.
     questions: dict[int, _QuestionSizes] = {}
     for number, prompt in enumerate(prompts):
         if prompt.kind == "sequence":
-            cuts[number] = _Cuts.measure(prompt, tokenization, train, users)
+            cuts[number] = Cuts.measure(prompt, tokenization, train, users, told)
         elif number in order:
             about[number], questions[number] = _question(prompt, tokenization, events)
 
@@ -463,7 +393,7 @@ def plan(
         if number in questions:
             return questions[number].size(int(seen[-1]), seen[:-1], int(histories.begin[index]) + stop - 1)
         cut = cuts[number]
-        budget = cut.budgets[index] if kind == HISTORY else min(cut.budgets, default=0)
+        budget = cut.budget(index, stop - 1) if kind == HISTORY else min(cut.budgets, default=0)
         head = tokenization.max_length - budget - tokenization.tokens.shape[1]
         return head + float(cut.catalogue[seen[:-1]].sum() + tokenization.lengths[seen[-1]])
 
@@ -486,8 +416,8 @@ def plan(
                 made += walks.rows(prompt, cuts[number].catalogue, count)
                 if epoch >= opening and recipe.walks.variants:
                     count = round(weights[number] * recipe.walks.variants * len(histories.active))
-                    told = [train[user] for user in histories.active if len(train[user]) > 1]
-                    made += walks.variants(prompt, cuts[number].catalogue, told, count)
+                    longer = [train[user] for user in histories.active if len(train[user]) > 1]
+                    made += walks.variants(prompt, cuts[number].catalogue, longer, count)
             else:
                 count = round(weights[number] * windows_now)
                 if prompt.subject == "item":
@@ -530,33 +460,41 @@ class Rows:
             mean = np.concatenate(list(weights)).mean(dtype=np.float64)
             self.weights = [(weight / mean).astype(np.float32) for weight in weights]
         self.events = events  # Of ``train``, as ``Split.train_events`` has them.
+        self.contexts = _contexts(prompts, events)
         self.rooms = {
             prompt.name: tokenization.answer_room(prompt, event_answers(prompt, _given(prompt, events)))
             for prompt in prompts
             if prompt.subject == "event"
         }
-        self._begin = _begins(train)
+        self._begin = begins(train)
 
     def __len__(self) -> int:
         return len(self.plan.table)
 
     def row(self, number: int) -> Row:
         """Row ``number`` of the plan."""
-        _, task, kind, index, start, stop, context = self.plan.table[number].tolist()
+        _, task, kind, index, start, stop, skip = self.plan.table[number].tolist()
         prompt = self.prompts[task]
         user = self.users[index] if self.users is not None and kind == HISTORY else None
+        context = None
+        if kind == HISTORY and prompt.reads["context"] and self.contexts is not None:
+            context = self.contexts.row(int(self._begin[index]) + stop - 1, named=True)
         if prompt.kind == "sequence":
             if kind == WALK:
-                return self.tokenization.sequence_row(prompt, self.plan.walks[index], context=context)
+                return self.tokenization.sequence_row(prompt, self.plan.walks[index], skip=skip)
             weights = None if self.weights is None else self.weights[index][start:stop]
             events = self.train[index][start:stop]
-            return self.tokenization.sequence_row(prompt, events, user=user, context=context, weights=weights)
+            return self.tokenization.sequence_row(
+                prompt, events, user=user, context=context, skip=skip, weights=weights
+            )
         if kind == HISTORY:
             item, past, event = int(self.train[index][stop - 1]), self.train[index][: stop - 1], None
             if prompt.subject == "event":
                 event = _given(prompt, self.events).row(int(self._begin[index]) + stop - 1, named=True)
             room = self.rooms.get(prompt.name, 0)
-            return self.tokenization.question_row(prompt, item, history=past, user=user, event=event, room=room)
+            return self.tokenization.question_row(
+                prompt, item, history=past, user=user, context=context, event=event, room=room
+            )
         return self.tokenization.question_row(prompt, index)
 
     def batch(self, numbers: Sequence[int], pad: int) -> dict[str, np.ndarray]:

@@ -32,13 +32,24 @@ class Dataset:
     Attributes:
         interactions: ``user_id`` str, ``item_id`` str, ``timestamp`` i64 (Unix seconds, null if unknown), ``order`` i32
             (0-based position within the user) and, if the source has them, ``rating`` f32, ``weight`` f32, ``event``
-            str. Sorted by user (in order of first appearance in the source) and order.
+            str, and the columns that the import kept as ``context``. Sorted by user (in order of first appearance in
+            the source) and order.
         items: ``item_id`` str, ``title`` str ("" if missing), optionally ``categories`` list[str] (paths flattened),
             and every other column of the source.
         users: ``user_id`` and any columns, or None.
         manifest: name, source, what counts as a positive, where the order comes from ("timestamp", "order" or "file")
             and how its ties are broken ("order" or "file"), ``exclude_seen``, counts.
         bad_rows: rows left out under ``on_bad_row="skip"``: source, line, column, value, reason.
+
+    Examples:
+        >>> import polars as pl
+        >>> log = pl.DataFrame({"customer": ["a", "a", "b"], "sku": ["tea", "pot", "tea"], "time": [10, 20, 15]})
+        >>> names = {"user_id": "customer", "item_id": "sku", "timestamp": "time"}
+        >>> data = Dataset.from_frames(log, columns=names)
+        >>> data.user_ids, data.item_ids
+        (['a', 'b'], ['tea', 'pot'])
+        >>> [history.tolist() for history in data.histories]
+        [[0, 1], [0]]
     """
 
     interactions: pl.DataFrame
@@ -60,6 +71,7 @@ class Dataset:
         min_rating: float | None = None,
         events: Iterable[str] | Mapping[str, float] | None = None,
         exclude_seen: bool = True,
+        context: Iterable[str] = (),
         name: str = "data",
         on_bad_row: Literal["fail", "skip"] = "fail",
     ) -> Dataset:
@@ -80,6 +92,8 @@ class Dataset:
             events: Keep these events only; a mapping gives each a weight above 0, by which training multiplies the
                 loss of predicting it, on top of the column ``weight``.
             exclude_seen: Whether recommendations leave out what the user has consumed; stated in the manifest.
+            context: Further columns of ``interactions`` to keep, such as "query" or "page": what was known before the
+                choice, for prompts that read ``context``. Other columns of the log are left out.
             name: Name of the data set.
             on_bad_row: "fail" raises on malformed rows and names them, "skip" leaves them out and keeps the list.
 
@@ -98,6 +112,7 @@ class Dataset:
             user_columns=user_columns,
             min_rating=min_rating,
             events=events,
+            context=context,
             on_bad_row=on_bad_row,
         )
         manifest: dict[str, Any] = {
@@ -180,6 +195,11 @@ class Dataset:
     def item_ids(self) -> list[str]:
         """Item ids of the catalogue; the position is the item index."""
         return self.items["item_id"].to_list()
+
+    @property
+    def context_columns(self) -> list[str]:
+        """Columns of the interactions that are none of genrec's own: kept for prompts that read ``context``."""
+        return [c for c in self.interactions.columns if c not in tables.INTERACTION_COLUMNS]
 
     @cached_property
     def events(self) -> pl.DataFrame:
@@ -317,7 +337,7 @@ class Dataset:
         )
         if "weight" in both.columns:
             both = both.with_columns(pl.col("weight").fill_null(1))
-        log = both.select(c for c in tables.INTERACTION_COLUMNS if c in both.columns)
+        log = both.select(*(c for c in tables.INTERACTION_COLUMNS if c in both.columns), *self.context_columns)
         bad_rows = pl.concat([self.bad_rows, new.bad_rows])
         return Dataset(log, new.items, new.users, self.manifest, bad_rows)._counted(), told
 

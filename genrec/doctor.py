@@ -54,7 +54,7 @@ def examine(workspace: Path) -> list[Finding]:
     found.append(Finding("base smollm2", smollm2, "SmolLM2-135M-Instruct" if smollm2 else "missing", advice=advice))
     free = shutil.disk_usage(workspace).free / 2**30
     found.append(Finding("free disk", free > 1, f"{free:.0f} GiB", advice="" if free > 1 else "Adapters need room."))
-    prompts = len(list((workspace / "prompts").glob("*.jinja")))
+    prompts = len(list((workspace / "prompts").glob("**/*.jinja")))
     recipes = len(list((workspace / "adapters").glob("*.toml")))
     there = prompts > 0 and recipes > 0
     told = f"{prompts} prompts, {recipes} recipes in {workspace}"

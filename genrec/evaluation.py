@@ -32,7 +32,7 @@ from genrec.report import Report
 from genrec.report.numbers import preferred
 from genrec.segments import segments
 from genrec.significance import interval
-from genrec.splits import Cases, Split, histories_hash
+from genrec.splits import Cases, Split, contexts, histories_hash
 
 _CHUNK = 256  # Users per call of an engine, so that the progress bar moves.
 _EXAMPLES, _SHOWN, _EVENTS = 10, 5, 8  # Example users, places of their lists and events of their histories.
@@ -113,16 +113,20 @@ def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, spli
             f"of its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
         )
     given = [] if data.users is None else data.users.columns
-    for problem in recommender.adapter.prompt.check(user_columns=given):
+    for problem in recommender.adapter.prompt.check(user_columns=given, event_columns=data.events.columns):
         raise DataError(f"adapter {label!r}, prompt {recommender.adapter.prompt.name}: {problem}")
     if recommender.item_ids != data.item_ids:
         raise DataError(f"adapter {label!r} knows another catalogue than {spec.data}. Train it on this data set.")
 
+    told = contexts(split.test_events) if recommender.adapter.prompt.reads["context"] else None
+    places = {user: place for place, user in enumerate(split.test.users.tolist())}
+
     def ask(cases: Cases, allowed: NDArray[np.bool_] | None) -> Lists:
         users = None if data.user_rows is None else [data.user_rows[user] for user in cases.users]
+        who = None if told is None else told[[places[user] for user in cases.users.tolist()]].to_dicts()
         return recommender.search(
-            cases.histories, max(spec.k),
-            num_beams=spec.num_beams, exclude_seen=setting.exclude_seen, users=users, allowed=allowed,
+            cases.histories, max(spec.k), num_beams=spec.num_beams, exclude_seen=setting.exclude_seen,
+            users=users, contexts=who, allowed=allowed,
         ).items  # fmt: skip
 
     return _lists(setting, label, ask)

@@ -31,6 +31,7 @@ from genrec.engines import Engine
 from genrec.engines.local import LocalEngine
 from genrec.errors import AdapterError, ConfigError, DataError
 from genrec.identifiers import Identifiers
+from genrec.prompts import Prompt
 from genrec.tokenization import Tokenization
 from genrec.validation import ValidationSet
 
@@ -238,16 +239,20 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 # The figures of what is exported
 
 
-def validation_set(adapter: Adapter, tokenization: Tokenization, data: str | Path | None = None) -> ValidationSet:
+def validation_set(
+    adapter: Adapter, tokenization: Tokenization, data: str | Path | None = None, prompt: Prompt | None = None
+) -> ValidationSet:
     """The validation cases that an adapter's training used.
 
     Args:
         adapter, tokenization: The adapter, and its own tokenization.
         data: Its data set's folder, where that is not where the recipe said.
+        prompt: What the cases are rendered with; the adapter's own where it is not given.
 
     Raises:
         DataError: The data set is not there, or is another one.
     """
+    prompt = adapter.prompt if prompt is None else prompt
     told = adapter.manifest["data"]
     folder = Path(data) if data is not None else workspace_of(adapter.path) / told["path"]
     measure = "NDCG@10 is measured again on its validation cases. Pass --data FOLDER, or --no-measure."
@@ -263,7 +268,7 @@ def validation_set(adapter: Adapter, tokenization: Tokenization, data: str | Pat
     split = loaded.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
     split = split.without_validation(adapter.not_validated)
     seen = bool(told["manifest"]["exclude_seen"])
-    return ValidationSet.draw(recipe, split, tokenization, adapter.prompt, loaded.user_rows, exclude_seen=seen)
+    return ValidationSet.draw(recipe, split, tokenization, prompt, loaded.user_rows, exclude_seen=seen)
 
 
 def measure(adapter: Adapter, validation: ValidationSet, engine: Engine) -> dict[str, float]:

@@ -122,6 +122,15 @@ class Identifiers:
 
     Raises:
         IdentifierError: The above does not hold; two offending items are named.
+
+    Examples:
+        >>> made = Identifiers.build("atomic", ["tea-1", "pot-1"])
+        >>> made.tokens
+        [('<|item_0|>',), ('<|item_1|>',)]
+        >>> made.extend(["cup-1"]).tokens[:2] == made.tokens  # Identifiers stay.
+        True
+        >>> Identifiers.build("random", ["tea-1", "pot-1"], levels=2, codes=4).summary()["items_by_length"]
+        {2: 2}
     """
 
     scheme: str

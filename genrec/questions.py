@@ -12,7 +12,7 @@ from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError
 from genrec.recommender import Recommender
 from genrec.significance import interval
-from genrec.splits import Split
+from genrec.splits import Split, contexts
 from genrec.tokenization import event_answers
 
 _CHUNK = 256  # Cases per call of an engine, so that the progress bar moves.
@@ -57,13 +57,15 @@ def ask(recommender: Recommender, question: Question, data: Dataset, split: Spli
     completions = [tokenization.answer_ids(prompt, answer) for answer in answers]
     room = tokenization.answer_room(prompt, [*trained, *answers])
     scores = np.empty((len(asked), len(answers)))
+    told_of = contexts(split.test_events) if prompt.reads["context"] else None
     with progress.bar(f"asking {prompt.name}", len(asked)) as advance:
         for start in range(0, len(asked), _CHUNK):
             chunk = [case for case, _ in asked[start : start + _CHUNK]]
             prompts = [
                 tokenization.question_ids(
                     prompt, int(split.test.targets[case]), history=split.test.histories[case],
-                    user=None if data.user_rows is None else data.user_rows[split.test.users[case]], room=room,
+                    user=None if data.user_rows is None else data.user_rows[split.test.users[case]],
+                    context=None if told_of is None else told_of.row(int(case), named=True), room=room,
                 )
                 for case in chunk
             ]  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrec import files, progress
-from genrec.config import as_table, load_recipe, load_spec, workspace_of
+from genrec.config import as_table, load_recipe, load_spec, suggestion, workspace_of
 from genrec.errors import ConfigError, GenrecError, StorageError
 
 if TYPE_CHECKING:
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 NAME = "movielens-100k"
 _SHOWN_USERS = ("1", "42", "543")
 _BATCH: dict[str, Any] = {"k": 10, "num_beams": 50, "shard_size": 4096}
+# Comments are not read, so the file begins as the very prompt that is shipped.
+_BEGINNING = """\
+{{#-
+  Begun from the shipped prompt {start}. Comments such as this one are for people; no model reads them.
+  What is wrong with it, and what a model would read:
+
+    genrec prompts check {path} --data data/NAME
+    genrec prompts render {path} adapters/NAME --user U
+-#}}
+"""
 
 
 @dataclass
@@ -53,7 +63,7 @@ def init(folder: str | Path) -> list[Path]:
         The files that were written.
     """
     written = []
-    for pattern in ("prompts/*.jinja", "adapters/*.toml", "eval/*.toml"):
+    for pattern in ("prompts/**/*.jinja", "adapters/*.toml", "eval/*.toml"):
         for source in sorted(template().glob(pattern)):
             target = Path(folder) / source.relative_to(template())
             if not target.exists():
@@ -61,6 +71,31 @@ def init(folder: str | Path) -> list[Path]:
                     shutil.copyfile(source, temporary)
                 written.append(target)
     return written
+
+
+def new_prompt(path: str | Path, start: str = "next_item") -> Path:
+    """Write a prompt file to begin with: a shipped prompt, under a comment that says what to do with it.
+
+    Args:
+        path: The file to write, which ends in ``.jinja``.
+        start: A shipped prompt by its path below ``prompts/`` without ``.jinja``, such as "shop/next_item".
+
+    Raises:
+        ConfigError: No shipped prompt of that name, or another ending.
+        StorageError: The file is there already.
+    """
+    path, folder = Path(path), template() / "prompts"
+    shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.glob("**/*.jinja")}
+    if start not in shipped:
+        raise ConfigError(f"no prompt {start!r} is shipped. {suggestion(start, shipped)}")
+    if path.suffix != ".jinja":
+        raise ConfigError(f"a prompt file ends in .jinja, and this one is {path}. Write {path.with_suffix('.jinja')}.")
+    if path.exists():
+        raise StorageError(f"{path} is there already, and a prompt is not written over. Name another file.")
+    text = _BEGINNING.format(start=start, path=path) + shipped[start].read_text(encoding="utf-8")
+    with files.new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def is_current(recipe_path: Path) -> bool:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import polars as pl
 
+from genrec import progress, recommendations, tables
 from genrec.adapter import Adapter
 from genrec.config import suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.decoding import MAX_BEAMS, Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
-from genrec.errors import ConfigError, DataError, UnknownIdError
+from genrec.engines.batches import memory_at_hand
+from genrec.errors import AdapterError, ConfigError, DataError, UnknownIdError
+from genrec.memory import Memory, dtype_of, memory, size
 from genrec.prompts import Prompt
-from genrec.tokenization import Span, Tokenization, event_answers, kept_from
+from genrec.recommendations import Recommendation, Recommendations
+from genrec.restrictions import predicate
+from genrec.tokenization import Tokenization
+
+if TYPE_CHECKING:
+    import torch
+
+    from genrec.explanations import Explanation
 
 History = Sequence[str]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One item of a list: ``rank`` from 1, and ``score``, the log-probability of the item's identifier."""
-
-    rank: int
-    item_id: str
-    title: str
-    score: float
+Row = Mapping[str, Any]  # Columns of a user or of a context, by name.
+Rows = Sequence[Row | None]
 
 
 def beams_for(k: int, num_beams: int | None) -> int:
@@ -48,16 +51,31 @@ def beams_for(k: int, num_beams: int | None) -> int:
 
 
 class Recommender:
-    """A loaded adapter that answers.
+    """A loaded adapter that answers. Any number of threads may ask one at once.
 
     Attributes:
-        adapter: What was loaded.
+        adapter: What was loaded; its ``prompt`` is the one that is used.
         engine: What runs the model.
         tokenization: What makes prompts.
         trie: The legal identifiers.
         index: Item id -> item index.
         exclude_seen: Whether items of a history are left out of its list, unless a call says otherwise; as the
             data set that the adapter was trained on says.
+
+    Examples:
+        >>> rec = Recommender.load("adapters/shop")
+        >>> [item.rank for item in rec.recommend(["i3", "i4"], k=3)]
+        [1, 2, 3]
+        >>> rec.recommend(["i3", "i4"], allowed=["i3", "i5"]).reason  # Seen items are left out, too.
+        'the restrictions leave only 1 items'
+        >>> len(rec.recommend(user_ids=["u0", "u1"]))
+        2
+        >>> rec.score(["i3", "i4"], ["i5", "i9"]).shape
+        (2,)
+        >>> rec.recommend(["i3", "i99"])
+        Traceback (most recent call last):
+        ...
+        genrec.errors.UnknownIdError: item 'i99' is not in the catalogue of adapters/shop. Did you mean 'i9'?
     """
 
     def __init__(self, adapter: Adapter, engine: Engine, tokenization: Tokenization) -> None:
@@ -69,6 +87,10 @@ class Recommender:
         self.item_ids = list(adapter.identifiers.item_ids)
         self.index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self.titles = adapter.items["title"].to_list()
+        self._own = adapter.prompt  # As trained.
+        self._file: Path | None = None  # What ``reload`` reads.
+        self._users: tuple[Any, Dataset, dict[str, int]] | None = None  # The data set asked last, by what it was.
+        self._directions: np.ndarray | None = None
 
     @classmethod
     def load(
@@ -76,47 +98,73 @@ class Recommender:
         path: str | Path,
         *,
         engine: Literal["local", "dummy"] = "local",
-        device: str = "cpu",
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        prompt: str | Path | Prompt | None = None,
+        untrained: bool = False,
     ) -> Recommender:
-        """Load an adapter folder.
+        """Load an adapter folder. How much memory that takes is said before the weights are read.
 
         Args:
             path: The adapter's folder.
             engine: ``local`` runs the model; ``dummy`` runs none and returns pseudo-random items, for trying a job.
             device: Where the model runs, as PyTorch names it.
-            dtype: Of the weights.
+            dtype: Of the weights: a dtype of PyTorch or its name, or ``auto``, that in which they were written.
+            prompt: Another file of the prompt that the adapter recommends with; see ``with_prompt``.
+            untrained: Use ``prompt`` even if the model was trained with another one.
 
         Raises:
-            AdapterError: The folder is no adapter, was changed since training, or its base is missing.
-            ConfigError: An unknown engine, device or dtype.
+            AdapterError: The folder is no adapter, was changed since training, or its base is missing; or it was
+                trained with another prompt.
+            ConfigError: An unknown engine, device or dtype, or more memory than there is.
+            PromptError: ``prompt`` breaks the contract of prompts.
         """
-        for name, value, known in (
-            ("engine", engine, ("local", "dummy")),
-            ("dtype", dtype, ("float32", "bfloat16")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} is {value!r}. {suggestion(value, known)}")
+        if engine not in ("local", "dummy"):
+            raise ConfigError(f"engine is {engine!r}. {suggestion(engine, ('local', 'dummy'))}")
         from genrec.engines.dummy import DummyEngine
 
         adapter = Adapter.load(path)
+        wanted = dtype_of(adapter, dtype)
         tokenization = adapter.tokenization()
-        recommender = cls(adapter, DummyEngine(len(tokenization.tokenizer)), tokenization)
-        return recommender if engine == "dummy" else recommender.with_model(device=device, dtype=dtype)
+        loaded = cls(adapter, DummyEngine(len(tokenization.tokenizer)), tokenization)
+        if prompt is not None:
+            loaded = loaded.with_prompt(prompt, untrained=untrained)
+        if engine == "dummy":
+            return loaded
+        progress.say(f"{path}: {memory(adapter, tokenization, loaded.trie, wanted)}")
+        return loaded.with_model(device=device, dtype=wanted)
 
-    def with_model(self, *, device: str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32") -> Recommender:
+    @classmethod
+    def memory(cls, path: str | Path, dtype: str | torch.dtype = "float32") -> Memory:
+        """How much memory ``load`` would take. The tables are read for it, and no weights.
+
+        Raises:
+            AdapterError, ConfigError: As ``load``.
+        """
+        loaded = cls.load(path, engine="dummy")
+        return memory(loaded.adapter, loaded.tokenization, loaded.trie, dtype_of(loaded.adapter, dtype))
+
+    def with_model(self, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32") -> Recommender:
         """The same, answered by the adapter's model. Arguments and errors as in ``load``."""
         import torch
 
         from genrec.engines.local import LocalEngine
 
-        model: Any = self.adapter.model(self.tokenization, dtype=getattr(torch, dtype))
+        wanted = dtype_of(self.adapter, dtype)
         try:
-            model = model.to(device)
+            where = torch.device(device)
+            if where.type == "cpu":
+                needed, free = memory(self.adapter, self.tokenization, self.trie, wanted), memory_at_hand(where)
+                if needed.weights > free:
+                    raise ConfigError(
+                        f"{self.adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
+                        "smaller dtype (bfloat16), or another device."
+                    )
+            model: Any = self.adapter.model(self.tokenization, dtype=wanted).to(where)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device is {device!r}, and PyTorch refused it: {error}") from error
+            raise ConfigError(f"device is {str(device)!r}, and PyTorch refused it: {error}") from error
         answering = copy(self)
-        answering.engine = LocalEngine(model)
+        answering.engine, answering._directions = LocalEngine(model), None
         return answering
 
     def with_items(self, items: pl.DataFrame) -> Recommender:
@@ -127,6 +175,71 @@ class Recommender:
         changed.adapter, changed.tokenization = replace(self.adapter, items=items), tokenization
         changed.titles = items["title"].to_list()
         return changed
+
+    # Prompts
+
+    @property
+    def not_as_trained(self) -> bool:
+        """Whether it reads another prompt than the adapter was trained with, so that its lists are but a trial."""
+        return self.adapter.prompt.contract != self._own.contract
+
+    def with_prompt(self, prompt: str | Path | Prompt, *, untrained: bool = False) -> Recommender:
+        """The same with another prompt to recommend with, on the same model.
+
+        Args:
+            prompt: A file or a loaded prompt. One that differs from the adapter's in comments alone is the same.
+            untrained: Use it even if the model was trained with another one, for trying what a change would read like;
+                ``not_as_trained`` tells.
+
+        Raises:
+            AdapterError: The model was trained with another prompt; the message has the difference.
+            PromptError: It breaks the contract, reads a column that the items lack, or is no sequence prompt.
+        """
+        changed = copy(self)
+        changed.adapter = self._with_prompt(prompt, untrained)
+        changed._file = None if isinstance(prompt, Prompt) else Path(prompt)
+        return changed
+
+    def reload(self, path: str | Path | None = None, *, untrained: bool = False) -> None:
+        """Read the prompt file again, in place: calls that run end with the old prompt, later ones have the new one.
+
+        Args:
+            path: The file; unset: the one that ``load``, ``with_prompt`` or ``reload`` was given last.
+            untrained: As in ``with_prompt``.
+
+        Raises:
+            AdapterError, PromptError: As ``with_prompt``; the old prompt stays.
+            ConfigError: No file was named yet.
+        """
+        file = self._file if path is None else Path(path)
+        if file is None:
+            raise ConfigError(f"{self.adapter.path} reads its own prompt, and no file was named. Write reload(path).")
+        self.adapter, self._file = self._with_prompt(file, untrained), file
+
+    def _with_prompt(self, prompt: str | Path | Prompt, untrained: bool) -> Adapter:
+        """The adapter with a prompt in the place of the one that it recommends with."""
+        adapter, own = self.adapter, self._own
+        where = prompt.name if isinstance(prompt, Prompt) else str(prompt)
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt.load(prompt)
+        if prompt.kind != own.kind:
+            raise AdapterError(
+                f"{where} is a {prompt.kind} prompt, and an adapter recommends with a {own.kind} prompt."
+            )
+        if prompt.contract != own.contract and not untrained:
+            name = str(adapter.path / "prompts" / f"{own.name}.jinja")
+            lines = difflib.unified_diff(own.source.splitlines(), prompt.source.splitlines(), name, where, lineterm="")
+            raise AdapterError(
+                f"{where} is not the prompt that {adapter.path} was trained with:\n" + "\n".join(lines)
+                + "\nLeave prompt out to keep the adapter's own, or train again with the changed one: genrec train. "
+                "untrained=True (--untrained) tries it all the same."
+            )  # fmt: skip
+        for problem in prompt.check(item_columns=adapter.items.columns):
+            raise AdapterError(f"{where}:{problem}")
+        self.tokenization.frame(prompt)  # Now, since making one is nothing for many threads at once.
+        first = next(iter(adapter.prompts))
+        return replace(adapter, prompts={**adapter.prompts, first: prompt})
+
+    # Items and prompts as the engine takes them
 
     def indices(self, items: History) -> np.ndarray:
         """Item ids -> int32 item indices.
@@ -145,11 +258,14 @@ class Recommender:
             hint = close if close.startswith("Did") else "The adapter knows the items that it was trained with."
             raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {self.adapter.path}. {hint}") from None
 
-    def _prompts(self, histories: Sequence[np.ndarray], users: Sequence[Mapping[str, Any] | None] | None) -> list[Any]:
-        told: Sequence[Mapping[str, Any] | None] = users if users is not None else [None] * len(histories)
-        if len(told) != len(histories):
-            raise ConfigError(f"{len(histories)} histories and {len(told)} users were given; one user per history.")
-        return self.tokenization.sequences(self.adapter.prompt, histories, told)
+    def _prompts(self, histories: Sequence[np.ndarray], users: Rows | None, contexts: Rows | None) -> list[Any]:
+        for told, what in ((users, "users"), (contexts, "contexts")):
+            if told is not None and len(told) != len(histories):
+                raise ConfigError(
+                    f"{len(histories)} histories and {len(told)} {what} were given; one of {what} per history."
+                )
+        who = [None] * len(histories) if users is None else users
+        return self.tokenization.sequences(self.adapter.prompt, histories, who, contexts)
 
     def search(
         self,
@@ -158,7 +274,8 @@ class Recommender:
         *,
         num_beams: int | None = None,
         exclude_seen: bool | None = None,
-        users: Sequence[Mapping[str, Any] | None] | None = None,
+        users: Rows | None = None,
+        contexts: Rows | None = None,
         allowed: Bools | None = None,
         blocked: Sequence[Ints | None] | None = None,
         only: Sequence[Ints | None] | None = None,
@@ -176,7 +293,7 @@ class Recommender:
                 very same array share the memory of the restriction where nothing else tells them apart.
 
         Raises:
-            ConfigError: ``k`` or ``num_beams`` out of range, or another number of users than of histories.
+            ConfigError: ``k`` or ``num_beams`` out of range, or another number of users or contexts than of histories.
             DecodingError: A restriction is not one for each history, or holds something that is no item index.
         """
         beams = beams_for(k, num_beams)
@@ -187,65 +304,255 @@ class Recommender:
                 history if more is None else np.concatenate([history, more])
                 for history, more in zip(histories, shut, strict=True)
             ]
-        found = self.engine.beam_search(self._prompts(histories, users), self.trie, beams, allowed, blocked, only)
+        prompts = self._prompts(histories, users, contexts)
+        found = self.engine.beam_search(prompts, self.trie, beams, allowed, blocked, only)
         # A reason is why fewer than ``beams`` came, and told only where fewer than k did.
         full = (found.items[:, :k] >= 0).sum(axis=1) == k
         reasons = [None if enough else reason for enough, reason in zip(full, found.reasons, strict=True)]
         return Beams(found.items[:, :k], found.scores[:, :k], reasons)
 
+    # Lists
+
+    @overload
+    def recommend(  # type: ignore[overload-overlap]  # A text is a sequence of texts, too.
+        self, histories: str | History, k: int = 10, *, num_beams: int | None = None, exclude_seen: bool | None = None,
+        where: str | None = None, allowed: History | None = None, blocked: History | None = None,
+        users: Row | Rows | None = None, contexts: Row | Rows | None = None, data: str | Path | Dataset | None = None,
+    ) -> Recommendations: ...  # fmt: skip
+    @overload
+    def recommend(
+        self, histories: Sequence[History], k: int = 10, *, num_beams: int | None = None,
+        exclude_seen: bool | None = None, where: str | None = None, allowed: History | None = None,
+        blocked: History | None = None, users: Rows | None = None, contexts: Rows | None = None,
+        data: str | Path | Dataset | None = None,
+    ) -> list[Recommendations]: ...  # fmt: skip
+    @overload
+    def recommend(
+        self, histories: None = None, k: int = 10, *, user_ids: History, num_beams: int | None = None,
+        exclude_seen: bool | None = None, where: str | None = None, allowed: History | None = None,
+        blocked: History | None = None, users: Rows | None = None, contexts: Rows | None = None,
+        data: str | Path | Dataset | None = None,
+    ) -> list[Recommendations]: ...  # fmt: skip
     def recommend(
         self,
-        histories: Sequence[History],
+        histories: str | History | Sequence[History] | None = None,
+        k: int = 10,
+        *,
+        user_ids: History | None = None,
+        num_beams: int | None = None,
+        exclude_seen: bool | None = None,
+        where: str | None = None,
+        allowed: History | None = None,
+        blocked: History | None = None,
+        users: Row | Rows | None = None,
+        contexts: Row | Rows | None = None,
+        data: str | Path | Dataset | None = None,
+    ) -> Recommendations | list[Recommendations]:
+        """The best ``k`` items for each history, best first; fewer where fewer are allowed.
+
+        Args:
+            histories: A list of item ids, oldest first, is one history; a list of such lists is many (``[]`` is none,
+                and ``[[]]`` is an empty one, which the prompt's head answers); a text is the id of a user of ``data``.
+            k: Items per history.
+            user_ids: Users of ``data``, in the place of ``histories``: their whole histories and their columns.
+            num_beams: Beams of the search; unset: ``max(50, 2 * k)``. Atomic identifiers are exact with any number.
+            exclude_seen: Leave out the items of the history; unset: as the data set says.
+            where: Only items for which this holds, an SQL expression over item columns such as ``market = 'DE'``.
+            allowed: Only these items.
+            blocked: None of these items.
+            users: Per history the columns of the users table that the prompt's head may read; of one history a mapping
+                does. Those that are not given are empty.
+            contexts: The same of what is known of this very choice: ``{"query": "tea", "hour": 18}``.
+            data: A data set or its folder; the one that the adapter was trained on where it is not given.
+
+        Returns:
+            One list for one history or user, else a list of them. All restrictions hold together, and hold within the
+            search: a list is short only where fewer than ``k`` items are left, and then has its ``reason``.
+
+        Raises:
+            UnknownIdError: An item or a user that nobody knows.
+            ConfigError: ``k`` or ``num_beams`` out of range, a ``where`` that is none, or other arguments amiss.
+        """
+        one = isinstance(histories, str)
+        if (histories is None) == (user_ids is None):
+            raise ConfigError("recommend takes histories or user_ids, one of the two. Write recommend([id, id]).")
+        if histories is None or isinstance(histories, str):
+            asked = [histories] if isinstance(histories, str) else list(user_ids or ())
+            if isinstance(user_ids, str):
+                raise ConfigError(f"user_ids is the text {user_ids!r}. Write recommend({user_ids!r}) for one user.")
+            known = [self.user_history(user, data) for user in asked]
+            given: list[History] = [history for history, _ in known]
+            users = [row for _, row in known] if users is None else users
+        else:
+            one = len(histories) > 0 and all(isinstance(item, str) for item in histories)
+            given = [histories] if one else list(histories)  # type: ignore[list-item]
+            if any(isinstance(history, str) or not isinstance(history, Iterable) for history in given):
+                raise ConfigError(
+                    "recommend takes a history, which is a list of item ids, or a list of histories: "
+                    "recommend([id, id]) or recommend([[id, id], [id]])."
+                )
+        found = self.search(
+            [self.indices(history) for history in given], k, num_beams=num_beams, exclude_seen=exclude_seen,
+            users=[users] if isinstance(users, Mapping) else users,
+            contexts=[contexts] if isinstance(contexts, Mapping) else contexts,
+            allowed=self.allowed(where, allowed, blocked),
+        )  # fmt: skip
+        lists = [self._list(*told) for told in zip(found.items, found.scores, found.reasons, strict=True)]
+        return lists[0] if one else lists
+
+    def _list(self, items: np.ndarray, scores: np.ndarray, reason: str | None = None) -> Recommendations:
+        told = zip(items.tolist(), scores.tolist(), strict=True)
+        return Recommendations(
+            tuple(
+                Recommendation(rank, self.item_ids[item], self.titles[item], float(score))
+                for rank, (item, score) in enumerate(told, start=1)
+                if item >= 0
+            ),
+            reason,
+        )
+
+    def allowed(self, where: str | None, allowed: History | None, blocked: History | None) -> Bools | None:
+        """bool [n_items], the items that the restrictions of a call leave; None where there are none.
+
+        Arguments and errors as in ``recommend``.
+        """
+        if where is None and allowed is None and blocked is None:
+            return None
+        mask = np.ones(len(self.item_ids), dtype=bool) if where is None else predicate(where, self.adapter.items)
+        if allowed is not None:
+            mask &= np.isin(np.arange(len(mask)), self.indices(allowed))
+        if blocked is not None:
+            mask[self.indices(blocked)] = False
+        return mask
+
+    def recommend_frame(
+        self,
+        frame: Any,
         k: int = 10,
         *,
         num_beams: int | None = None,
         exclude_seen: bool | None = None,
-        users: Sequence[Mapping[str, Any] | None] | None = None,
-    ) -> list[list[Recommendation]]:
-        """The best ``k`` items for each history, best first; fewer where fewer are allowed.
+        where: str | None = None,
+        allowed: History | None = None,
+        blocked: History | None = None,
+        data: str | Path | Dataset | None = None,
+    ) -> Any:
+        """``recommend`` of a data frame.
 
         Args:
-            histories: Item ids, oldest first. An empty history is answered by the prompt's head.
-            k: Items per history.
-            num_beams: Beams of the search; unset: ``max(50, 2 * k)``. Atomic identifiers are exact with any number.
-            exclude_seen: Leave out the items of the history; unset: as the data set says.
-            users: Per history the columns of the users table that the prompt's head may read.
+            frame: A Polars, pandas or Arrow table with ``history``, lists of item ids, oldest first; or with
+                ``user_id`` alone, for whole histories and columns from ``data``. Other columns are those of the user
+                that the prompt's head may read, and ``context``, structs, is what it may read of each choice.
+            k, num_beams, exclude_seen, where, allowed, blocked, data: As in ``recommend``, for all rows.
+
+        Returns:
+            A table of the same kind: ``user_id`` (where there is none ``row``, from 0), ``rank``, ``item_id``,
+            ``title``, ``score`` and ``reason`` (why a list is short, or null); a row per item, and one without an item
+            for an empty list.
 
         Raises:
-            UnknownIdError: An item that the adapter does not know.
-            ConfigError: ``k`` or ``num_beams`` out of range.
+            DataError: A column is missing, or is of another type.
+            UnknownIdError, ConfigError: As ``recommend``.
         """
-        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
-            raise ConfigError("recommend takes a list of histories, each a list of item ids: recommend([[id, id]]).")
-        found = self.search(
-            [self.indices(history) for history in histories],
-            k, num_beams=num_beams, exclude_seen=exclude_seen, users=users,
-        )  # fmt: skip
-        return [
-            [
-                Recommendation(rank, self.item_ids[item], self.titles[item], float(score))
-                for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
-                if item >= 0
-            ]
-            for items, scores in zip(found.items.tolist(), found.scores.tolist(), strict=True)
-        ]
+        table = tables.as_polars(frame, "users")
+        prompt = self.adapter.prompt
+        read = sorted(prompt.reads["user"] & {*table.columns})
+        users: list[dict[str, Any] | None] | None = table.select(read).to_dicts() if read else None  # type: ignore[assignment]
+        ids = tables.as_ids(table["user_id"]) if "user_id" in table.columns else None
+        if "history" in table.columns:
+            kind = table.schema["history"]
+            if not isinstance(kind, pl.List | pl.Array):
+                raise DataError(f"users: column history is {kind}; it takes lists of item ids.")
+            for problem in prompt.check(user_columns=table.columns):
+                raise DataError(f"the users do not fit prompt {prompt.name}, {problem}")
+            histories = [history or [] for history in table["history"].cast(pl.List(pl.String)).to_list()]
+        elif ids is not None:
+            known = [self.user_history(user, data) for user in ids.to_list()]
+            histories = [history for history, _ in known]
+            own = users or [None] * len(known)
+            users = [{**(row or {}), **(told or {})} for (_, row), told in zip(known, own, strict=True)]
+        else:
+            raise DataError(f"users: no column 'history' and no 'user_id'; it has {', '.join(table.columns)}.")
+        contexts = None
+        if "context" in table.columns:
+            if not isinstance(table.schema["context"], pl.Struct):
+                raise DataError(f"users: column context is {table.schema['context']}; it takes structs.")
+            contexts = table["context"].to_list()
+        lists = self.recommend(
+            histories, k, num_beams=num_beams, exclude_seen=exclude_seen, where=where, allowed=allowed,
+            blocked=blocked, users=users, contexts=contexts,
+        ) if histories else []  # fmt: skip
+        key = pl.Series("row", range(len(histories)), dtype=pl.Int64) if ids is None else ids
+        made = recommendations.frame(lists, key)
+        if isinstance(frame, pl.DataFrame | pl.LazyFrame):
+            return made
+        return made.to_pandas() if type(frame).__module__.split(".")[0] == "pandas" else made.to_arrow()
 
-    def score(self, history: History, items: History, *, user: Mapping[str, Any] | None = None) -> np.ndarray:
-        """float64 [items]: the score that ``recommend`` would give each of ``items`` after ``history``."""
-        asked = self._prompts([self.indices(history)], [user])[0]
+    def score(
+        self, history: History, items: History, *, user: Row | None = None, context: Row | None = None
+    ) -> np.ndarray:
+        """float64 [items]: the score that ``recommend`` would give each of ``items`` after ``history``.
+
+        This ranks candidates that somebody else has chosen: the order of the scores is the order of the list.
+        """
+        asked = self._prompts([self.indices(history)], [user], [context])[0]
         answers = [self.tokenization.identifier(int(item)) for item in self.indices(items)]
         return self.engine.score([asked] * len(answers), answers)
 
-    def prompt(self, history: History, *, user: Mapping[str, Any] | None = None) -> str:
-        """The prompt of a history as the model reads it: its tokens, spelled."""
-        return str(self.tokenization.tokenizer.decode(self._prompts([self.indices(history)], [user])[0]))
+    def similar(self, item: str, k: int = 10) -> Recommendations:
+        """The ``k`` items most like ``item``, by the cosine of what the model has learnt of them.
 
-    def user_history(self, user: str, data: str | Path | None = None) -> tuple[list[str], dict[str, Any] | None]:
+        That is the row of an item's identifier token in the model's embedding; of an identifier of several tokens (all
+        schemes but ``atomic``) the mean of their rows, so that semantic IDs with common codes are alike by design.
+
+        Raises:
+            UnknownIdError: An item that the adapter does not know.
+            ConfigError: ``k`` out of range, or an engine without a model.
+        """
+        beams_for(k, None)
+        directions, place = self._item_directions(), int(self.indices([item])[0])
+        cosine = directions @ directions[place]
+        cosine[place] = -np.inf
+        order = np.argsort(-cosine, kind="stable")[: min(k, len(cosine) - 1)]
+        reason = None if len(order) == k else f"the catalogue has only {len(order)} other items"
+        return self._list(order, cosine[order], reason)
+
+    def _item_directions(self) -> np.ndarray:
+        """float32 [n_items, width]: unit vectors, made once."""
+        if self._directions is None:
+            model = getattr(self.engine, "model", None)
+            if model is None:
+                name = type(self.engine).__name__
+                raise ConfigError(f"similar needs a model, and {name} has none. Load with engine='local'.")
+            weight, tokens = model.get_input_embeddings().weight.detach(), self.tokenization.tokens
+            total = np.zeros((len(tokens), weight.shape[1]), dtype=np.float32)
+            for level in range(tokens.shape[1]):
+                there = np.flatnonzero(tokens[:, level] >= 0)
+                total[there] += weight[tokens[there, level].astype(np.int64)].float().cpu().numpy()
+            self._directions = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        return self._directions
+
+    def prompt(self, history: History, *, user: Row | None = None, context: Row | None = None) -> str:
+        """The prompt of a history as the model reads it: its tokens, spelled."""
+        asked = self._prompts([self.indices(history)], [user], [context])[0]
+        return str(self.tokenization.tokenizer.decode(asked))
+
+    def why(self, history: History, item: str, **options: Any) -> Explanation:
+        """Why an item is in the list of a history, or is not: see ``genrec.explanations.explain``."""
+        from genrec.explanations import explain
+
+        return explain(self, history, item, **options)
+
+    # Users of a data set
+
+    def user_history(
+        self, user: str, data: str | Path | Dataset | None = None
+    ) -> tuple[list[str], dict[str, Any] | None]:
         """The whole history of a user of a data set, and the user's columns.
 
         Args:
             user: A user id.
-            data: The data set folder; the one that the adapter was trained on where it is not given.
+            data: A data set or its folder; the one that the adapter was trained on where it is not given.
 
         Raises:
             UnknownIdError: A user that the data set does not know.
@@ -254,112 +561,35 @@ class Recommender:
         history = [loaded.item_ids[item] for item in loaded.histories[index]]
         return history, None if loaded.user_rows is None else loaded.user_rows[index]
 
-    def user_events(self, user: str, data: str | Path | None = None) -> list[dict[str, Any]]:
+    def user_events(self, user: str, data: str | Path | Dataset | None = None) -> list[dict[str, Any]]:
         """What the log says of each event of ``user_history`` (rating, ...). Arguments and errors as there."""
         loaded, index = self._user(user, data)
         before = sum(map(len, loaded.histories[:index]))
         return loaded.events[before : before + len(loaded.histories[index])].to_dicts()
 
-    def _user(self, user: str, data: str | Path | None) -> tuple[Dataset, int]:
-        known = workspace_of(self.adapter.path) / self.adapter.manifest["data"]["path"]
-        folder = Path(data) if data is not None else known
-        loaded = Dataset.load(folder)
-        if user not in loaded.user_ids:
-            close = suggestion(user, loaded.user_ids)
-            hint = close if close.startswith("Did") else f"It has {len(loaded.user_ids)} users."
-            raise UnknownIdError(f'user {user!r} is not in {folder}. {hint} Or pass a history: --history "id,id"')
-        return loaded, loaded.user_ids.index(user)
+    def _user(self, user: str, data: str | Path | Dataset | None) -> tuple[Dataset, int]:
+        loaded, places, name = self._known_users(data)
+        if user not in places:
+            close = suggestion(user, places)
+            hint = close if close.startswith("Did") else f"It has {len(places)} users."
+            if user in self.index:
+                hint = f"It is an item: a history is a list, [{user!r}]."
+            raise UnknownIdError(f'user {user!r} is not in {name}. {hint} Or pass a history: --history "id,id"')
+        return loaded, places[user]
 
-
-@dataclass(frozen=True)
-class Rendered:
-    """A prompt as the model reads it.
-
-    Attributes:
-        kind: ``sequence`` or ``question``.
-        read: Spans of everything that is read, in order.
-        answer: Spans of the answer that is trained; of a sequence prompt the identifier that came next, where there
-            is one.
-        tokens: Counts: head, history, answer, free, max_length.
-        cut: Events of the history that did not fit, the oldest ones.
-    """
-
-    kind: str
-    read: list[Span]
-    answer: list[Span]
-    tokens: dict[str, int]
-    cut: int
-
-
-def render(
-    path: str | Path,
-    adapter: str | Path,
-    *,
-    user: str | None = None,
-    history: History | None = None,
-    item: str | None = None,
-    data: str | Path | None = None,
-) -> Rendered:
-    """Render a prompt file with an adapter's tokenizer, identifiers and items; no model is loaded.
-
-    Args:
-        path: The prompt file; it need not be one that the adapter was trained with.
-        adapter: The adapter's folder.
-        user: A user of a data set; or
-        history: item ids, oldest first.
-        item: What a question is about, or what came next; the last of the history where it is not given. A question
-            about an event takes the last event of ``user`` with it.
-        data: The data set of ``user``; the adapter's where it is not given.
-
-    Raises:
-        ConfigError: A question without an item, or one about an event without a user who has one with the item.
-        DataError: The interactions lack a column that the prompt reads.
-    """
-    prompt = Prompt.load(path)
-    recommender = Recommender.load(adapter, engine="dummy")
-    tokenization = recommender.tokenization
-    row = None
-    if user is not None:
-        history, row = recommender.user_history(user, data)
-    events = recommender.indices(history or [])
-    asked = int(recommender.indices([item])[0]) if item is not None else None
-    if prompt.kind == "question":
-        event = None
-        if prompt.subject == "event":
-            if user is None:
-                raise ConfigError(f"{prompt.name} asks about an interaction of a data set. Pass --user U.")
-            places = np.flatnonzero(events == (events[-1] if asked is None else asked))
-            if not len(places):
-                raise ConfigError(
-                    f"user {user!r} has no interaction with item {item!r}. Leave --item out for the last."
-                )
-            event = recommender.user_events(user, data)[places[-1]]
-            for problem in prompt.check(event_columns=event):
-                raise DataError(f"{path}:{problem}")
-            if not event_answers(prompt, pl.DataFrame([event]))[0]:
-                raise ConfigError(f"{prompt.name} is not asked about this interaction: its answer is empty ({event}).")
-            asked, events = int(events[places[-1]]), events[: places[-1]]
-        if asked is None:
-            if not len(events):
-                raise ConfigError(f"{prompt.name} asks about an item. Pass --item ID, --user U or --history.")
-            asked, events = int(events[-1]), events[:-1]
-        read, answer = tokenization.question(prompt, asked, history=events, user=row, event=event)
-        size = sum(len(span.ids) for span in read)
-        counts = {"head": size, "history": 0}
-        cut = 0
-        if prompt.subject != "item":
-            told = [tokenization.item(int(event)) for event in events]
-            about = tokenization.item(asked)
-            while tokenization.head(prompt, row, item=about, history=told[cut:]) != read:
-                cut += 1
-    else:
-        head = tokenization.head(prompt, row)
-        size = sum(len(span.ids) for span in head)
-        kept = tokenization.sequence(prompt, events, row)[size:]
-        cut = kept_from(tokenization.fragment_lengths(prompt, events), len(kept))
-        read = head + [span for event in events[cut:] for span in tokenization.fragment_spans(prompt, int(event))]
-        answer = tokenization.fragment_spans(prompt, asked)[:1] if asked is not None else []
-        counts = {"head": size, "history": len(kept)}
-    counts["answer"] = sum(len(span.ids) for span in answer)
-    counts["free"] = tokenization.max_length - sum(counts.values())
-    return Rendered(prompt.kind, read, answer, {**counts, "max_length": tokenization.max_length}, cut)
+    def _known_users(self, data: str | Path | Dataset | None) -> tuple[Dataset, dict[str, int], str]:
+        """A data set, the place of each of its users, and its name; the last one is kept until its folder changes."""
+        if isinstance(data, Dataset):
+            stamp: Any = data
+            name = str(data.manifest.get("name"))
+        else:
+            known = workspace_of(self.adapter.path) / self.adapter.manifest["data"]["path"]
+            folder = Path(data) if data is not None else known
+            note, name = folder / "manifest.json", str(folder)
+            stamp = folder, note.stat().st_mtime_ns if note.is_file() else None
+        kept = self._users
+        if kept is None or kept[0] != stamp:
+            loaded = data if isinstance(data, Dataset) else Dataset.load(folder)
+            kept = stamp, loaded, {user: index for index, user in enumerate(loaded.user_ids)}
+            self._users = kept
+        return kept[1], kept[2], name

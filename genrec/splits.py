@@ -93,9 +93,17 @@ class Split:
     @cached_property
     def test_events(self) -> pl.DataFrame:
         """What the log says of the target of every test case, in the order of ``test``."""
+        return self._targets(self.test.users, self.truth.test_at)
+
+    @cached_property
+    def valid_events(self) -> pl.DataFrame:
+        """The same of every validation case, in the order of ``valid``."""
+        return self._targets(self.valid.users, self.truth.valid_at)
+
+    def _targets(self, users: np.ndarray, at: np.ndarray) -> pl.DataFrame:
         lengths = np.array([len(sequence) for sequence in self.truth.sequences], dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        return self._events[starts[self.test.users] + self.truth.test_at[self.test.users]]
+        return self._events[starts[users] + at[users]]
 
     @property
     def _events(self) -> pl.DataFrame:
@@ -168,6 +176,21 @@ class Split:
                 f"user {self.truth.user_ids[user]!r}: {what} holds item {self.truth.item_ids[item]!r}, which is "
                 f"{which}; only events before event {end} may be seen there."
             )
+
+
+def contexts(events: pl.DataFrame) -> pl.DataFrame:
+    """What a prompt may read of the ``context`` of each event: its columns in the log, and the time of day.
+
+    Args:
+        events: As ``Split.train_events`` and the like give them; n rows, ``timestamp`` in Unix seconds.
+
+    Returns:
+        n rows with the columns of ``events`` and, unless the log has columns of these names, ``hour`` (int, 0 to 23)
+        and ``weekday`` (str, "Monday" to "Sunday"), both in UTC and null where the event has no time.
+    """
+    moment = pl.from_epoch(pl.col("timestamp"), time_unit="s")
+    derived = {"hour": moment.dt.hour().cast(pl.Int64), "weekday": moment.dt.strftime("%A")}
+    return events.with_columns(**{name: value for name, value in derived.items() if name not in events.columns})
 
 
 def histories_hash(histories: Sequence[np.ndarray], item_ids: Sequence[str]) -> str:

@@ -48,6 +48,7 @@ def check(
     user_columns: Mapping[str, str] | None = None,
     min_rating: float | None = None,
     events: Iterable[str] | Mapping[str, float] | None = None,
+    context: Iterable[str] = (),
     on_bad_row: Literal["fail", "skip"] = "fail",
 ) -> Checked:
     """Name, cast, check, filter and order the tables: ``Dataset.from_frames`` says what is taken and what is raised."""
@@ -56,6 +57,7 @@ def check(
     if min_rating is not None and not np.isfinite(min_rating):
         raise ConfigError(f"min_rating is {min_rating}; it must be a finite number.")
     log = _table(as_polars(interactions, "interactions"), "interactions", columns, ("user_id", "item_id"))
+    context = _context_columns(log, context)
     catalogue = people = None
     if items is not None:
         catalogue = as_polars(items, "items")
@@ -77,9 +79,11 @@ def check(
     if people is not None:
         people, faults = _check_entities(people, "user_id")
         bad.append(faults)
-    ignored = [c for c in log.columns if c not in INTERACTION_COLUMNS and not c.startswith("__")]
+    ignored = [c for c in log.columns if c not in (*INTERACTION_COLUMNS, *context) and not c.startswith("__")]
     rows = log.height
-    log, faults = _check_interactions(log, catalogue, needs_rating=min_rating is not None, events=events)
+    log, faults = _check_interactions(
+        log, catalogue, needs_rating=min_rating is not None, events=events, context=context
+    )
     bad_rows = pl.concat([faults, *bad])
     if bad_rows.height and on_bad_row == "fail":
         raise DataError(_bad_rows_message(bad_rows))
@@ -105,8 +109,10 @@ def check(
         "ignored_columns": ignored,
         "filled_timestamps": filled,
     }
-    kept = [c for c in INTERACTION_COLUMNS if c in log.columns]
-    return Checked(log.select(kept), _items(catalogue), _plain(people), bad_rows, facts)
+    kept = [c for c in (*INTERACTION_COLUMNS, *context) if c in log.columns]
+    plain = _plain(log.select(kept))
+    assert plain is not None
+    return Checked(plain, _items(catalogue), _plain(people), bad_rows, facts)
 
 
 def check_entities(
@@ -205,6 +211,25 @@ def _table(
     return table.with_columns([as_ids(table[c]) for c in ids])
 
 
+def _context_columns(log: pl.DataFrame, names: Iterable[str]) -> tuple[str, ...]:
+    """Columns of the log that are kept beside genrec's own, for prompts that read the context of an event."""
+    if isinstance(names, str):
+        raise ConfigError(f"context is the text {names!r}; give a list of columns of the interactions: [{names!r}].")
+    chosen = tuple(dict.fromkeys(names))
+    for name in chosen:
+        if name in INTERACTION_COLUMNS:
+            raise ConfigError(f"context names {name!r}, which is kept without saying so. Leave it out.")
+        if name not in log.columns or name.startswith("__"):
+            known = [c for c in log.columns if c not in INTERACTION_COLUMNS and not c.startswith("__")]
+            where = _where(log, "interactions")
+            raise DataError(f"{where} has no column {name!r} for context. {suggestion(name, known)}")
+        if log.schema[name].is_nested() or log.schema[name] == pl.Object:
+            raise DataError(
+                f"{_where(log, 'interactions')}: column {name!r} holds {log.schema[name]}; single values are expected."
+            )
+    return chosen
+
+
 def _where(table: pl.DataFrame, what: str) -> str:
     return table[SOURCE][0] if SOURCE in table.columns and table.height else f"the {what} table"
 
@@ -300,12 +325,17 @@ def _faults(table: pl.DataFrame, checks: list[tuple[str, pl.Series, str]]) -> tu
 
 
 def _check_interactions(
-    log: pl.DataFrame, catalogue: pl.DataFrame | None, *, needs_rating: bool, events: Iterable[str] | None
+    log: pl.DataFrame,
+    catalogue: pl.DataFrame | None,
+    *,
+    needs_rating: bool,
+    events: Iterable[str] | None,
+    context: Iterable[str],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Parse the columns of the log and set malformed rows apart."""
     if needs_rating and "rating" not in log.columns:
         raise DataError(f"min_rating needs a column 'rating'; {_where(log, 'interactions')} has: {_names(log)}.")
-    keep = [c for c in (*INTERACTION_COLUMNS, SOURCE, LINE, FAULT, VALUE) if c in log.columns]
+    keep = [c for c in (*INTERACTION_COLUMNS, *context, SOURCE, LINE, FAULT, VALUE) if c in log.columns]
     log = log.select(keep).with_row_index("__row")
     checks = [(c, log[c].is_null(), "is missing") for c in ("user_id", "item_id")]
     parsed = []

@@ -310,13 +310,21 @@ class Tokenization:
     def _frame_span(self, ids: list[int]) -> list[Span]:
         return [Span("frame", self.tokenizer.decode(ids), ids)] if ids else []
 
-    def head(self, prompt: Prompt, user: Mapping[str, Any] | None = None, **variables: Any) -> list[Span]:
+    def head(
+        self,
+        prompt: Prompt,
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> list[Span]:
         """Everything before the history or the answer: frame, system and user blocks, up to the assistant's header.
 
-        Columns of ``user`` that the prompt reads and that are not given are None, which a prompt renders as no text.
+        Columns of ``user`` and of ``context`` that the prompt reads and that are not given are None, which a prompt
+        renders as no text.
         """
         frame = self.frame(prompt)
         variables["user"] = dict.fromkeys(prompt.reads["user"]) | dict(user or {})
+        variables["context"] = dict.fromkeys(prompt.reads["context"]) | dict(context or {})
         return [
             *self._frame_span(frame.before_system),
             *self._block(prompt, "system", variables),
@@ -325,16 +333,18 @@ class Tokenization:
             *self._frame_span(frame.before_answer),
         ]
 
-    def head_ids(self, prompt: Prompt, user: Mapping[str, Any] | None = None) -> np.ndarray:
-        """int32 token ids of the head of a sequence prompt, encoded once for a prompt that reads no user.
+    def head_ids(
+        self, prompt: Prompt, user: Mapping[str, Any] | None = None, context: Mapping[str, Any] | None = None
+    ) -> np.ndarray:
+        """int32 token ids of the head of a sequence prompt, encoded once where it reads neither user nor context.
 
         Raises:
             PromptError: The head leaves no room for an identifier.
         """
-        fixed = not prompt.reads.get("user")
+        fixed = not (prompt.reads["user"] or prompt.reads["context"])
         if fixed and prompt.hash in self._heads:
             return self._heads[prompt.hash]
-        ids = _ids(self.head(prompt, user))
+        ids = _ids(self.head(prompt, user, context))
         if len(ids) + self.tokens.shape[1] > self.max_length:
             raise PromptError(
                 f"prompt {prompt.name}: its head takes {len(ids)} tokens, and max_length is {self.max_length}, which "
@@ -364,21 +374,33 @@ class Tokenization:
         """Tokens left for the history between a head and the longest identifier."""
         return self.max_length - len(head) - self.tokens.shape[1]
 
-    def sequence(self, prompt: Prompt, history: np.ndarray, user: Mapping[str, Any] | None = None) -> np.ndarray:
+    def sequence(
+        self,
+        prompt: Prompt,
+        history: np.ndarray,
+        user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:
         """The inference prompt of a sequence prompt: head, then as much of the newest history as fits. int32 [tokens].
 
         Args:
             prompt: A sequence prompt.
             history: int [events], item indices, oldest first; may be empty.
             user: Columns of the users table that the head may read.
+            context: What is known of the choice that is to be predicted (query, hour, ...), which the head may read.
         """
-        return self.sequences(prompt, [history], [user])[0]
+        return self.sequences(prompt, [history], [user], [context])[0]
 
     def sequences(
-        self, prompt: Prompt, histories: Sequence[np.ndarray], users: Sequence[Mapping[str, Any] | None]
+        self,
+        prompt: Prompt,
+        histories: Sequence[np.ndarray],
+        users: Sequence[Mapping[str, Any] | None],
+        contexts: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[np.ndarray]:
         """``sequence`` of many users; what is done for each of them alone is little."""
-        heads = [self.head_ids(prompt, user) for user in users]
+        told: Sequence[Mapping[str, Any] | None] = [None] * len(users) if contexts is None else contexts
+        heads = [self.head_ids(prompt, user, context) for user, context in zip(users, told, strict=True)]
         budgets = np.array([self.history_budget(head) for head in heads], dtype=np.int64)
         # An event has a token at least; spares looking at the rest.
         newest = [history[-max(budget, 1) :] for history, budget in zip(histories, budgets.tolist(), strict=True)]
@@ -401,21 +423,23 @@ class Tokenization:
         window: np.ndarray,
         *,
         user: Mapping[str, Any] | None = None,
-        context: int = 0,
+        context: Mapping[str, Any] | None = None,
+        skip: int = 0,
         weights: np.ndarray | None = None,
     ) -> Row:
-        """The training row of a sequence prompt: the loss lies on every identifier from event ``context`` on.
+        """The training row of a sequence prompt: the loss lies on every identifier from event ``skip`` on.
 
-        The row before the identifier of event j is the inference prompt of the events before j. The last event is its
-        identifier alone, since nothing after it is predicted. ``weights`` are those of the events.
+        The row before the identifier of event j is the inference prompt of the events before j, where the head is the
+        same for all of them: ``context`` is that of the last event. The last event is its identifier alone, since
+        nothing after it is predicted. ``weights`` are those of the events.
         """
         events = np.asarray(window, dtype=np.int64)
         fragments, before = self.fragments(prompt), events[:-1]
-        head, last = self.head_ids(prompt, user), self.identifier(int(events[-1]))
+        head, last = self.head_ids(prompt, user, context), self.identifier(int(events[-1]))
         sizes = np.concatenate([[len(head)], fragments.lengths(before), [len(last)]])
         ids = np.concatenate([head, fragments.join(before), last]).astype(np.int32)
         # An event begins with its identifier, of which every token is trained.
-        begin, width = np.cumsum(sizes)[:-1][context:], self.lengths[events[context:]]
+        begin, width = np.cumsum(sizes)[:-1][skip:], self.lengths[events[skip:]]
         trained = np.repeat(begin - np.cumsum(width) + width, width) + np.arange(width.sum())
         labels = np.full(len(ids), IGNORE, dtype=np.int32)
         labels[trained] = ids[trained]
@@ -429,6 +453,7 @@ class Tokenization:
         *,
         history: Sequence[int] | np.ndarray = (),
         user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
         event: Mapping[str, Any] | None = None,
         room: int = 0,
     ) -> tuple[list[Span], list[Span]]:
@@ -443,6 +468,7 @@ class Tokenization:
             item: Index of the item that the question is about, or that came next.
             history: int [events], item indices, oldest first.
             user: Columns of the users table that the prompt may read.
+            context: What is known of the choice of ``item`` before it is made (query, hour, ...).
             event: What the log says of the interaction with ``item``: columns that the answer may read.
             room: Tokens left for the answer, at least: the longest of all, so that where the history is cut does not
                 tell a short answer from a long one.
@@ -455,7 +481,7 @@ class Tokenization:
             answer = self._spans([Segment("data", "".join(span.text for span in answer))])
         if [span.kind for span in answer] != ["identifier"]:
             answer = [*answer, *self._frame_span(self.frame(prompt).after_answer)]
-        return self._asked(prompt, item, history, user, max(room, _size(answer))), answer
+        return self._asked(prompt, item, history, user, context, max(room, _size(answer))), answer
 
     def question_ids(
         self,
@@ -465,12 +491,13 @@ class Tokenization:
         room: int,
         history: Sequence[int] | np.ndarray = (),
         user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> np.ndarray:
         """int32 token ids of a question alone, up to the assistant's header. Arguments and errors of ``question``."""
-        return _ids(self._asked(prompt, item, history, user, room))
+        return _ids(self._asked(prompt, item, history, user, context, room))
 
     def question_size(self, prompt: Prompt, item: int, history: Sequence[int] | np.ndarray) -> int:
-        """Tokens of a question with the whole of a history, whether it fits or not; without columns of a user."""
+        """Tokens of a question with the whole of a history, fitting or not; without columns of a user or a context."""
         events = [self.item(int(event)) for event in history]
         return _size(self.head(prompt, item=self.item(item), history=events))
 
@@ -480,12 +507,13 @@ class Tokenization:
         item: int,
         history: Sequence[int] | np.ndarray,
         user: Mapping[str, Any] | None,
+        context: Mapping[str, Any] | None,
         room: int,
     ) -> list[Span]:
         """Everything up to the assistant's header, with the newest events that leave ``room`` tokens for the answer."""
         about, budget = self.item(item), self.max_length - room
         if prompt.subject == "item":
-            question = self.head(prompt, user, item=about)
+            question = self.head(prompt, user, context, item=about)
         else:
             question = []
             newest: list[dict[str, Any]] = []  # Oldest first, as far as looked at.
@@ -496,13 +524,13 @@ class Tokenization:
                 middle = (kept + above) // 2 if above <= len(history) else min(max(2 * kept, 16), len(history))
                 unseen = history[len(history) - middle : len(history) - len(newest)]
                 newest = [*(self.item(int(event)) for event in unseen), *newest]
-                asked = self.head(prompt, user, item=about, history=newest[len(newest) - middle :])
+                asked = self.head(prompt, user, context, item=about, history=newest[len(newest) - middle :])
                 if _size(asked) <= budget:
                     question, kept = asked, middle
                 else:
                     above = middle
             if kept == 0:
-                question = self.head(prompt, user, item=about, history=[])
+                question = self.head(prompt, user, context, item=about, history=[])
         if _size(question) > budget:
             raise PromptError(
                 f"prompt {prompt.name}, item {about['item_id']!r}: question and answer take "
@@ -526,11 +554,14 @@ class Tokenization:
         *,
         history: Sequence[int] | np.ndarray = (),
         user: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
         event: Mapping[str, Any] | None = None,
         room: int = 0,
     ) -> Row:
         """The training row of a question prompt: the loss lies on the answer. Arguments and errors of ``question``."""
-        question, answer = self.question(prompt, item, history=history, user=user, event=event, room=room)
+        question, answer = self.question(
+            prompt, item, history=history, user=user, context=context, event=event, room=room
+        )
         asked, answered = _ids(question), _ids(answer)
         labels = np.concatenate([np.full(len(asked), IGNORE, dtype=np.int32), answered])
         return Row(np.concatenate([asked, answered]), labels)

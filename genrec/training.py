@@ -173,7 +173,7 @@ def _sft_config(recipe: Recipe, output: str) -> SFTConfig:
 def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
     for task in recipe.tasks:
         if not (workspace / task.prompt).is_file():
-            there = sorted(path.relative_to(workspace).as_posix() for path in workspace.glob("prompts/*.jinja"))
+            there = sorted(path.relative_to(workspace).as_posix() for path in workspace.glob("prompts/**/*.jinja"))
             raise PromptError(
                 f"recipe: tasks name {task.prompt}, and there is no such file. {suggestion(task.prompt, there)}"
             )

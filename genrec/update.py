@@ -39,12 +39,11 @@ from genrec.options import training_options
 from genrec.prompts import Prompt
 from genrec.regression import TrainedTokens, extended_rows, matched_scale
 from genrec.significance import interval
-from genrec.splits import Cases, Split
+from genrec.splits import Cases, Split, contexts
 from genrec.tokenization import Tokenization, add_identifier_tokens, text_tokens
 
-K, BEAMS = 10, 50
+K, BEAMS, _CHUNK = 10, 50, 256  # Cases are asked in chunks, so that the progress bar moves.
 TEXTS = 256  # Dimensions of the text vectors that rows are predicted from.
-_CHUNK = 256  # Cases per call of an engine, so that the progress bar moves.
 _FIXED = ("base", "data", "tuning", "split", "ties", "split_seed", "identifiers", "lora")
 RULE = (
     "Targets of training were the events of the new training part that the old adapter was not trained on, without "
@@ -113,7 +112,7 @@ def combine(
     new = Dataset.from_frames(
         read.interactions, None if bare else catalogue, people,
         columns=columns, min_rating=positives["min_rating"], events=events,
-        exclude_seen=old.manifest["exclude_seen"], on_bad_row=on_bad_row,
+        exclude_seen=old.manifest["exclude_seen"], context=old.context_columns, on_bad_row=on_bad_row,
     )  # fmt: skip
     if bare:
         catalogue = _merged(catalogue, new.items, "item_id", "the log")
@@ -131,11 +130,10 @@ def combine(
             f"no new interactions: of {new.interactions.height:,} read, {left_out['repeated']:,} are in the old log "
             f"and {left_out['late']:,} are older than the last old event of their user. Give a log with later events."
         )
-    sources = list(dict.fromkeys([*old.manifest.get("source", []), *new.manifest.get("source", [])]))
     manifest = {
         **both.manifest,
         "name": name or old.manifest["name"],
-        "source": sources,
+        "source": list(dict.fromkeys([*old.manifest.get("source", []), *new.manifest.get("source", [])])),
         "filled_timestamps": old.manifest.get("filled_timestamps", 0) + new.manifest.get("filled_timestamps", 0),
         "updates": [*old.manifest.get("updates", []), {"from": old.hash, **counts}],
     }
@@ -219,8 +217,8 @@ def _extend(
     scale = {"scale": 1.0}
     # Of codes and titles, the tokens that are new are few, and no item is named by them alone.
     if old.identifiers.scheme == "atomic" and data.counts["items"] and known.enough:
-        shown = _drawn(data.old_split.valid, 300, recipe.seed, data.before.items.height)
-        engine = LocalEngine(model)
+        engine, held = LocalEngine(model), data.old_split
+        shown = _drawn(held.valid, held.valid_events, slice(None), 300, recipe.seed, data.before.items.height)
         scale = matched_scale(
             known, model, adapters.identifier_ids(before),
             lambda: shown.lists(engine, before, old.prompt, data.before), data.counts["items"], recipe.seed,
@@ -239,6 +237,7 @@ class _Group:
     """Cases that are measured: item indices are those of both data sets, for new items come last."""
 
     cases: Cases
+    contexts: pl.DataFrame  # Of the targets, as ``splits.contexts`` gives them.
     new_items: NDArray[np.bool_]  # Whether the target is a new item.
 
     def lists(self, engine: LocalEngine, tokens: Tokenization, prompt: Prompt, data: Dataset) -> NDArray[np.int32]:
@@ -249,7 +248,7 @@ class _Group:
             part = slice(start, start + _CHUNK)
             histories = [history[history < known] for history in self.cases.histories[part]]
             who = [None if data.user_rows is None else data.user_rows[user] for user in self.cases.users[part]]
-            prompts = [tokens.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)]
+            prompts = tokens.sequences(prompt, histories, who, self.contexts[part].to_dicts())
             blocked = [np.unique(history) for history in histories] if data.manifest["exclude_seen"] else None
             items = engine.beam_search(prompts, trie, min(BEAMS, trie.n_items), blocked=blocked).items[:, :K]
             found[part, : items.shape[1]] = items
@@ -258,18 +257,21 @@ class _Group:
 
 def _groups(old: Split, new: Split, items: int, count: int, seed: int) -> tuple[dict[str, _Group], int]:
     """The cases of the next period and of the old one, and how many old ones serve validation now."""
-    lengths = np.zeros(len(new.truth.sequences), dtype=np.int64)
-    lengths[: len(old.truth.sequences)] = [len(sequence) for sequence in old.truth.sequences]
+    added = len(new.truth.sequences) - len(old.truth.sequences)
+    lengths = np.pad([len(sequence) for sequence in old.truth.sequences], (0, added))
     later = new.truth.test_at[new.test.users] >= lengths[new.test.users]
     free = new.truth.valid_at[old.test.users] != old.truth.test_at[old.test.users]
-    parts = {"next period": new.test.take(np.flatnonzero(later)), "old test cases": old.test.take(np.flatnonzero(free))}
-    return {name: _drawn(cases, count, seed, items) for name, cases in parts.items()}, int((~free).sum())
+    parts = {"next period": (new, later), "old test cases": (old, free)}
+    return {
+        name: _drawn(one.test, one.test_events, mask, count, seed, items) for name, (one, mask) in parts.items()
+    }, int((~free).sum())
 
 
-def _drawn(cases: Cases, count: int, seed: int, items: int) -> _Group:
-    """``count`` of the cases (0: all); items from ``items`` on are new."""
-    part = cases.take(cases.draw(count, [seed, 6]))
-    return _Group(part, part.targets >= items)
+def _drawn(cases: Cases, events: pl.DataFrame, mask: Any, count: int, seed: int, items: int) -> _Group:
+    """``count`` of the cases of ``mask`` (0: all), whose targets are ``events``; items from ``items`` on are new."""
+    among = np.arange(len(cases))[mask]
+    chosen = among[cases.take(among).draw(count, [seed, 6])]
+    return _Group(part := cases.take(chosen), contexts(events[chosen]), part.targets >= items)
 
 
 @dataclass(frozen=True, eq=False)

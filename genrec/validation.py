@@ -14,7 +14,7 @@ from genrec.config import Recipe
 from genrec.decoding import Trie
 from genrec.engines import Engine
 from genrec.prompts import Prompt
-from genrec.splits import Split
+from genrec.splits import Split, contexts
 from genrec.tokenization import Tokenization
 
 BEAMS = 20
@@ -59,15 +59,20 @@ class ValidationSet:
         chosen = split.valid.draw(recipe.validation.users, [recipe.seed, 3])
         histories = [split.valid.histories[case] for case in chosen]
         who = [users[split.valid.users[case]] if users is not None else None for case in chosen]
+        told = contexts(split.valid_events[chosen]).to_dicts() if prompt.reads["context"] else None
         return cls(
-            [tokenization.sequence(prompt, history, user) for history, user in zip(histories, who, strict=True)],
+            tokenization.sequences(prompt, histories, who, told),
             split.valid.targets[chosen],
             histories if exclude_seen else None,
             Trie.build(tokenization.tokens),
         )
 
+    def ranks(self, engine: Engine) -> NDArray[np.int32]:
+        """int32 [cases]: the place of each target in its list, from 1; 0 where it is not in it."""
+        found = engine.beam_search(self.prompts, self.trie, min(BEAMS, self.trie.n_items), blocked=self.blocked).items
+        return metrics.ranks(found, self.targets)
+
     def evaluate(self, engine: Engine) -> dict[str, float]:
         """``ndcg@10`` and ``recall@10`` of an engine, means over the cases."""
-        found = engine.beam_search(self.prompts, self.trie, min(BEAMS, self.trie.n_items), blocked=self.blocked).items
-        place = metrics.ranks(found, self.targets)
+        place = self.ranks(engine)
         return {f"{name}@10": float(metrics.METRICS[name](place, 10).mean()) for name in ("ndcg", "recall")}

@@ -11,7 +11,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 
 import ipaddress
+import json
+import shutil
 import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ import polars as pl
 import pytest
 
 import genrec
+from genrec import cli, progress
 
 
 def _check_local(host: str | bytes | None) -> None:
@@ -103,3 +109,51 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pretrained", "lora"):
         training.train(root / "adapters" / f"{name}.toml")
     return root
+
+
+# The command line
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the console script in this process: ``run("train", path)``."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(progress, "quiet", False)
+        monkeypatch.setattr(sys, "argv", ["genrec", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        output = capsys.readouterr()
+        return Done(int(stopped.value.code or 0), output.out, output.err)
+
+    return call
+
+
+@pytest.fixture
+def inside(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the workspace, as the current folder."""
+    shutil.copytree(workspace, tmp_path / "workspace")
+    monkeypatch.chdir(tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of a printed table without its header."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]

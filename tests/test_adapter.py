@@ -508,3 +508,18 @@ def test_types_of_columns_that_no_training_writes_are_refused(workspace: Path, t
     del manifest["user_columns"]  # As an older genrec wrote it.
     (path / "genrec.json").write_text(json.dumps(manifest))
     assert Adapter.load(path).user_columns == {}
+
+
+def test_the_contract_of_every_prompt_is_told_and_compared(workspace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "adapters" / "lora"
+    shutil.copytree(workspace / "adapters", tmp_path / "adapters")
+    manifest = json.loads((path / "genrec.json").read_text())
+    loaded = Adapter.load(path)
+    assert manifest["contracts"] == {name: prompt.contract for name, prompt in loaded.prompts.items()}
+    for told in ({**manifest["contracts"], "next_item": "0" * 64}, "0" * 64):
+        (path / "genrec.json").write_text(json.dumps({**manifest, "contracts": told}))
+        with pytest.raises(AdapterError, match=r"next_item\.jinja: this genrec makes other tokens of it .* 0000000000"):
+            Adapter.load(path)
+    del manifest["contracts"]  # As an older genrec wrote it.
+    (path / "genrec.json").write_text(json.dumps(manifest))
+    assert Adapter.load(path).prompts == loaded.prompts

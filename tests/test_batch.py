@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 import genrec
-from genrec import files, progress
+from genrec import progress
 from genrec.batch import Summary, estimate, job_of, load, output, report, run, run_batch
 from genrec.config import Thresholds
 from genrec.errors import ConfigError, DataError, GateError, StorageError
@@ -43,19 +43,11 @@ def dummy(workspace: Path) -> Recommender:
 
 
 @pytest.fixture(scope="module")
-def aged(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+def aged(workspace: Path) -> Recommender:
     """A dummy engine behind an adapter whose head tells the user's age."""
-    folder = tmp_path_factory.mktemp("aged") / "workspace"
-    shutil.copytree(workspace, folder)
-    folder = folder / "adapters" / "pretrained"
-    prompt = folder / "prompts" / "next_item.jinja"
-    prompt.write_text(
-        "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
-    )
-    manifest = json.loads((folder / "genrec.json").read_text())
-    manifest["files"]["prompts/next_item.jinja"] = files.file_hash(prompt)
-    (folder / "genrec.json").write_text(json.dumps(manifest))
-    return Recommender.load(folder, engine="dummy")
+    text = "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    rec = Recommender.load(workspace / "adapters" / "pretrained", engine="dummy")
+    return rec.with_prompt(Prompt.parse(text, "next_item"), untrained=True)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,7 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +21,7 @@ import polars as pl
 import pytest
 import torch
 import transformers as hf
+from conftest import tiny_data
 from typer.testing import CliRunner
 
 from genrec import base, checkpoints, watch
@@ -26,6 +30,7 @@ from genrec.adapter import Adapter
 from genrec.benchmarks import accuracy as accuracy_benchmark
 from genrec.benchmarks import batch as batch_benchmark
 from genrec.benchmarks import decode as benchmarks
+from genrec.benchmarks import prompts as prompt_benchmark
 from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
 from genrec.cli import app
@@ -590,3 +595,60 @@ def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path, monkeypatc
 def test_batch_benchmark_tells_why_a_job_failed() -> None:
     with pytest.raises(GenrecError, match=r"genrec batch adapters/none --users ended with [1-9]"):
         batch_benchmark._job(["adapters/none", "--users"])
+
+
+# ---- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_a_data_set_and_of_an_adapter_are_counted(workspace: Path, tmp_path: Path) -> None:
+    data, adapter = str(workspace / "data" / "tiny"), str(workspace / "adapters" / "lora")
+    options = ["--users", "50", "--processes", "1", "--repeats", "2", "--json"]
+    for given, names in (
+        ([data], list(prompt_benchmark.PROMPTS)),
+        ([data, adapter], ["next_item", "title_to_item", "item_to_title"]),
+    ):
+        done = CliRunner().invoke(
+            app, ["bench", "prompts", *given, *options, "--out", str(tmp_path)], catch_exceptions=False
+        )
+        assert done.exit_code == 0
+        rows = json.loads(done.stdout)["rows"]
+        rates = [row for row in rows if row["unit"] == "prompts/s"]
+        assert [row["what"] for row in rates] == names
+        assert all(row["value"] > 0 and row["n"] == "2" for row in rates)
+        assert {row["what"] for row in rates if row["goal"]} == {name for name in names if name.startswith("next_item")}
+        assert all(row["value"] >= 1 for row in rows if row["unit"] == "tokens per prompt")
+    assert (tmp_path / "prompts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_prompts_of_a_data_set_are_the_shipped_ones() -> None:
+    for name, source in prompt_benchmark.PROMPTS.items():
+        assert Prompt.parse(source, name).contract == Prompt.load(ROOT / "prompts" / f"{name}.jinja").contract
+
+
+def test_prompts_of_another_catalogue_are_not_counted(workspace: Path, tmp_path: Path) -> None:
+    other = tiny_data(users=5, items=7)
+    other.save(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"have other items, .* Name the data set that it was trained on: data/tiny"):
+        prompt_benchmark.prompts(tmp_path / "other", workspace / "adapters" / "lora", processes=1)
+    with pytest.raises(ConfigError, match="at least 1, and one of them is 0"):
+        prompt_benchmark.prompts(tmp_path / "other", users=0)
+
+
+def test_of_processes_that_wait_for_each_other_none_waits_for_one_that_failed(workspace: Path) -> None:
+    barrier = threading.Barrier(2)
+    prompt_benchmark._share(barrier)
+    good = prompt_benchmark._Load(workspace / "data" / "tiny", None, 4, 64, 1, "wall")
+    with ThreadPoolExecutor(2) as pool:
+        waits = pool.submit(prompt_benchmark._together, good)
+        fails = pool.submit(prompt_benchmark._together, replace(good, data=workspace / "none"))
+        with pytest.raises(GenrecError, match="none"):
+            fails.result()
+        with pytest.raises(threading.BrokenBarrierError):
+            waits.result()
+
+
+@pytest.mark.slow
+def test_processes_measure_together(workspace: Path) -> None:
+    report = prompt_benchmark.prompts(workspace / "data" / "tiny", users=20, processes=2, repeats=1)
+    assert [row.setting for row in report.rows if row.part == "sequence"] == ["one process"] * 2 + ["2 processes"] * 2
+    assert all((row.goal != "") == (row.setting == "2 processes") for row in report.rows if row.part == "sequence")

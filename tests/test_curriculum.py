@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from genrec import base, features
 from genrec.config import Recipe, Task, WalkRecipe
-from genrec.curriculum import HISTORY, ITEM, WALK, Fresh, Plan, Rows, bucketed, plan, windows
+from genrec.curriculum import HISTORY, ITEM, WALK, Fresh, Plan, Rows, bucketed, plan
 from genrec.errors import ConfigError, DataError, PromptError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
@@ -99,47 +97,10 @@ def counts(made: Plan, *columns: int) -> Counter[tuple[int, ...]]:
 def targets(made: Plan, task: int = 0) -> Counter[tuple[int, int, int]]:
     """(epoch, user, event) of every event of a history that is predicted."""
     found: Counter[tuple[int, int, int]] = Counter()
-    for epoch, number, kind, index, start, stop, context in made.table.tolist():
+    for epoch, number, kind, index, start, stop, skip in made.table.tolist():
         if number == task and kind == HISTORY:
-            found.update((epoch, index, event) for event in range(start + context, stop))
+            found.update((epoch, index, event) for event in range(start + skip, stop))
     return found
-
-
-# Windows
-
-
-@settings(max_examples=300)
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=60),
-    room=st.integers(0, 40),
-    first=st.integers(0, 60),
-)
-def test_every_event_is_a_target_once_and_every_window_fits(lengths: list[int], room: int, first: int) -> None:
-    budget = max(lengths) + room
-    found = windows(np.array(lengths), budget, first)
-    predicted = [event for start, stop, context in found for event in range(start + context, stop)]
-    assert predicted == list(range(len(lengths)))
-    assert [context for _, _, context in found] == [0] + [1] * (len(found) - 1)
-    assert all(sum(lengths[start : stop - 1]) <= budget for start, stop, _ in found)
-    if first and len(found) > 1:
-        assert found[0][1] <= max(first, 1)
-    # No window could be longer: the next event would not fit, but for the first, which is cut on purpose.
-    for number, (start, stop, _) in enumerate(found[:-1]):
-        assert sum(lengths[start:stop]) > budget or (number == 0 and stop == first)
-
-
-@settings(max_examples=100)
-@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), budget=st.integers(0, 60))
-def test_windows_end_even_where_nothing_fits(lengths: list[int], budget: int) -> None:
-    found = windows(np.array(lengths), budget, 0)
-    assert [event for start, stop, context in found for event in range(start + context, stop)] == [*range(len(lengths))]
-
-
-def test_a_history_that_fits_is_one_window() -> None:
-    assert windows(np.array([2, 2, 9]), 4, 0) == [(0, 3, 0)]
-    assert windows(np.array([2, 2, 9]), 3, 0) == [(0, 2, 0), (1, 3, 1)]
-    assert windows(np.array([1] * 6), 3, 2) == [(0, 2, 0), (1, 5, 1), (4, 6, 1)]
-    assert windows(np.array([5]), 5, 1) == [(0, 1, 0)]
 
 
 # The plan
@@ -274,10 +235,10 @@ def test_items_without_a_title_are_asked_no_title_and_answer_none() -> None:
 def test_questions_about_histories_ask_for_an_event_and_show_those_before() -> None:
     made, rows = make([NEXT, FROM_HISTORY], [1.0, 6.0], epochs=1, length=64)
     seen = set()
-    for number, (_, task, kind, user, start, stop, context) in enumerate(made.table.tolist()):
+    for number, (_, task, kind, user, start, stop, skip) in enumerate(made.table.tolist()):
         if task == 1:
             seen.add((user, stop - 1))
-            assert (kind, start, context) == (HISTORY, 0, stop - 1)
+            assert (kind, start, skip) == (HISTORY, 0, stop - 1)
             expected = tokenization(64).question_row(
                 FROM_HISTORY, int(TRAIN[user][stop - 1]), history=TRAIN[user][: stop - 1]
             )
@@ -306,10 +267,10 @@ def test_questions_about_events_are_answered_by_what_the_log_says() -> None:
     room = rows.rooms["click"]
     assert room == len(tokenization().answer_ids(CLICK, "rather good"))
     asked: Counter[int] = Counter()
-    for number, (_, task, kind, user, start, stop, context) in enumerate(made.table.tolist()):
+    for number, (_, task, kind, user, start, stop, skip) in enumerate(made.table.tolist()):
         if task == 0:
             continue
-        assert (kind, start, context) == (HISTORY, 0, stop - 1)
+        assert (kind, start, skip) == (HISTORY, 0, stop - 1)
         event = int(begin[user]) + stop - 1
         asked[event] += 1
         answer = "rather good" if RATED["rating"][event] >= 4 else "no"
@@ -342,9 +303,9 @@ def test_with_the_loss_on_the_answer_every_row_has_one_target(prompt: Prompt, le
     walks = WalkRecipe(share=0.5, variants=0.5)
     made, rows = make([prompt], epochs=20, length=length, walks=walks, loss="answer")
     identifier = tokenization(length).tokens.shape[1]
-    for number, (_, _, kind, user, start, stop, context) in enumerate(made.table.tolist()):
+    for number, (_, _, kind, user, start, stop, skip) in enumerate(made.table.tolist()):
         row = rows.row(number)
-        assert context == stop - start - 1
+        assert skip == stop - start - 1
         assert len(row.ids) <= length
         np.testing.assert_array_equal(np.flatnonzero(row.labels != IGNORE), np.arange(-identifier, 0) + len(row.ids))
         last = (TRAIN[user] if kind == HISTORY else made.walks[user])[stop - 1]
@@ -362,7 +323,7 @@ def test_questions_that_no_event_answers_are_refused() -> None:
     size = len(RATED)
     with pytest.raises(DataError, match=f"prompt click: none of the {size} training interactions has an answer"):
         plan(*given, epochs=1, batch_size=4, events=unrated)
-    with pytest.raises(DataError, match=r"prompt click asks about events.*Split\.train_events"):
+    with pytest.raises(DataError, match=r"prompt click reads what the log says of events.*Split\.train_events"):
         plan(*given, epochs=1, batch_size=4)
 
 
@@ -575,3 +536,53 @@ def test_batches_stay_whole_from_epoch_to_epoch() -> None:
     drawn = np.random.default_rng(0).permutation(sizes.ravel()).reshape(-1, 4)
     # A batch in which two epochs meet may: one of every epoch.
     assert np.sort(np.ptp(sizes, axis=1))[:-40].mean() < np.ptp(drawn, axis=1).mean() / 2
+
+
+# Context
+
+TOLD = Prompt.parse(
+    "{% block user %}{{ context.query }} {{ context.hour }}{% endblock %}"
+    "{% block item %}{{ item.identifier }}{% endblock %}",
+    "told",
+)
+_NUMBERS = np.arange(sum(map(len, TRAIN)))
+# Queries of another length for every event, and an hour that follows from its time.
+SAID = pl.DataFrame({"timestamp": 3600 * _NUMBERS, "query": ["q" * int(1 + number % 9) for number in _NUMBERS]})
+
+
+def test_a_row_has_the_context_of_its_only_target() -> None:
+    walks, made_of = WalkRecipe(share=0.5), tokenization(28)
+    told = recipe(1.0, max_length=28, walks=walks, loss="answer")
+    made = plan(told, [TOLD], made_of, TRAIN, neighbours(), USERS, epochs=6, batch_size=4, events=SAID)
+    rows = Rows(made, [TOLD], made_of, TRAIN, USERS, events=SAID)
+    begins = np.concatenate([[0], np.cumsum([len(history) for history in TRAIN])])
+    sizes = set()
+    for number, (_, _, kind, index, start, stop, skip) in enumerate(made.table.tolist()):
+        row, context = rows.row(number), None
+        assert skip == stop - start - 1
+        assert len(row.ids) <= 28
+        if kind == HISTORY:
+            event = int(begins[index]) + stop - 1
+            context = {"query": "q" * (1 + event % 9), "hour": event % 24}
+            asked = made_of.sequence(TOLD, TRAIN[index][: stop - 1], USERS[index], context)
+            assert row.ids[: len(asked)].tolist() == asked.tolist()  # As much of the history as fits, too.
+        head = made_of.head_ids(TOLD, None, context)
+        assert row.ids[: len(head)].tolist() == head.tolist()
+        sizes.add(len(head))
+    assert len(sizes) > 3
+
+
+def test_a_row_of_many_targets_has_no_context() -> None:
+    with pytest.raises(ConfigError, match=r'loss is "every", and the head of the prompt told reads context\.hour'):
+        plan(recipe(1.0), [TOLD], tokenization(), TRAIN, None, USERS, epochs=1, batch_size=4, events=SAID)
+    with pytest.raises(DataError, match=r"prompt told reads what the log says of events\. Pass events="):
+        plan(recipe(1.0, loss="answer"), [TOLD], tokenization(), TRAIN, None, USERS, epochs=1, batch_size=4)
+
+
+def test_a_context_that_leaves_no_room_is_refused() -> None:
+    long = SAID.with_columns(query=pl.lit("many words here " * 20))
+    with pytest.raises(PromptError, match="told: its head takes"):
+        plan(
+            recipe(1.0, loss="answer"), [TOLD], tokenization(), TRAIN, None, USERS,
+            epochs=1, batch_size=4, events=long,
+        )  # fmt: skip

@@ -314,3 +314,37 @@ def test_k_core_is_the_largest_fixpoint(events: list[tuple[str, str, int | None]
     assert [len(h) for h in core.histories] == core.interactions.group_by("user_id", maintain_order=True).len()[
         "len"
     ].to_list()
+
+
+def test_columns_of_the_log_are_kept_as_context_where_they_are_named(tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {
+            "user_id": ["b", "a", "b", "a"],
+            "item_id": ["i", "j", "k", "i"],
+            "timestamp": [20, 10, 5, 15],
+            "query": ["tea", None, "pot", "cup"],
+            "page": [1.0, 2.0, float("nan"), 4.0],
+            "debug": ["x"] * 4,
+        }
+    )
+    data = Dataset.from_frames(log, context=["page", "query"])
+    assert data.context_columns == ["page", "query"]
+    assert data.interactions.select("user_id", "query", "page").rows() == [
+        ("b", "pot", None), ("b", "tea", 1.0), ("a", None, 2.0), ("a", "cup", 4.0),
+    ]  # fmt: skip
+    assert data.manifest["ignored_columns"] == ["debug"]
+    assert data.events.columns == ["timestamp", "page", "query"]
+    assert Dataset.from_frames(log).hash != data.hash
+    data.save(tmp_path / "data")
+    assert Dataset.load(tmp_path / "data").context_columns == ["page", "query"]
+    later = log.with_columns(pl.col("timestamp") + 100, query=pl.lit("jar"))
+    both, _ = data.append(Dataset.from_frames(later, data.items, context=["query"]))
+    assert both.interactions["query"].to_list() == ["pot", "tea", "jar", "jar", None, "cup", "jar", "jar"]
+    assert both.interactions["page"].null_count() == 5
+    for wrong, error, message in (
+        (["querry"], DataError, r"has no column 'querry' for context\. Did you mean 'query'\?"),
+        (["rating"], ConfigError, "context names 'rating', which is kept without saying so"),
+        ("query", ConfigError, r"context is the text 'query'; give a list .*: \['query'\]"),
+    ):
+        with pytest.raises(error, match=message):
+            Dataset.from_frames(log, context=wrong)

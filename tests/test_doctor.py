@@ -22,7 +22,8 @@ def test_nothing_is_missing_here(workspace: Path) -> None:
     assert all(finding.ok for finding in found.values() if finding.needed)
     assert found["genrec"].found == genrec.__version__
     assert found["torch"].found == metadata.version("torch")
-    assert found["workspace"].found == f"7 prompts, 2 recipes in {workspace}"
+    prompts = len(list(workspace.glob("prompts/**/*.jinja")))
+    assert found["workspace"].found == f"{prompts} prompts, 2 recipes in {workspace}"
     assert int(found["processor cores"].found) >= 1
     assert found["CUDA device"].found
 

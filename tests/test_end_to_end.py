@@ -1,4 +1,4 @@
-"""The documents carried out: the guide from top to bottom, the README's Python, and the examples in docstrings.
+"""The documents carried out: the guide from top to bottom, and the README's Python.
 
 Quickly, in this process and with a shorter training; and, marked slow, exactly as a reader does it: every block in a
 process of its own, nothing changed.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import doctest
-import importlib
 import io
 import json
 import os
@@ -20,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 import pytest
@@ -31,6 +29,7 @@ from genrec.cli import main
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "own-data.md"
+PROMPTS = ROOT / "docs" / "prompts.md"
 SHORTER = ("training.num_train_epochs", 2)  # What the quick run changes, as the guide says that one can.
 
 
@@ -42,9 +41,14 @@ class Block(NamedTuple):
     file: str
 
 
-def blocks(document: Path) -> Iterator[Block]:
+def blocks(document: Path, section: str = "") -> Iterator[Block]:
+    """The blocks of a document, or of the one section of it that has this heading."""
+    text = document.read_text("utf-8")
+    if section:
+        _, text = text.split(f"\n## {section}\n")
+        text = text.split("\n## ")[0]
     before = ""
-    for match in re.finditer(r"(.*?)^```(\w*)\n(.*?)^```$", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"(.*?)^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         before += match[1]
         files = re.findall(r"`([\w./-]+\.(?:toml|csv|jinja))`", before)
         yield Block(match[2], match[3], files[-1] if files else "")
@@ -124,7 +128,7 @@ class Reader:
             tag = block.text[: block.text.index("%}")]
             assert last.startswith(tag)
             file.write_text("\n".join([*head, block.text]))
-        elif block.language != "console":  # Commands on files that nobody here has are there to be read.
+        elif block.language not in ("console", "text"):  # What nobody here can run, or is printed, is there to be read.
             assert block.language == "csv", f"nobody knows what to do with a block of {block.language!r}"
             assert file.read_text().startswith(block.text), f"{block.file} begins otherwise than the guide says"
 
@@ -148,6 +152,7 @@ def test_guide_and_readme(tmp_path: Path, quick: bool) -> None:
     check_lists(reader, lists)
     check_report(reader.folder / "eval" / "results" / "shop.json")
     check_edited_prompt(reader)
+    check_prompt_guide(reader)
 
     shutil.copy(reader.folder / "eval" / "shop.toml", tmp_path / "readme" / "eval")
     recipe = tmp_path / "readme" / "adapters" / "shop.toml"
@@ -224,6 +229,22 @@ def check_edited_prompt(reader: Reader) -> None:
         assert all(title in text for title in titles)
 
 
+def check_prompt_guide(reader: Reader) -> None:
+    """The guide to prompts, which goes on in the workspace of the guide to data."""
+    done = len(reader.printed)
+    for block in blocks(PROMPTS, "Write your own prompt in ten minutes"):
+        reader.follow(block)
+    printed = {tuple(shlex.split(line)[1:3]): text for line, text in reader.printed[done:]}
+    assert "prompts/mine.jinja" in printed["prompts", "new"]
+    assert printed["prompts", "check"] == "prompts/mine.jinja: good\n"
+    assert "Brand 1" in printed["prompts", "render"]
+    assert "(not as trained)" in printed["prompts", "diff"]
+    adapter = genrec.Recommender.load(reader.folder / "adapters" / "shop-mine", engine="dummy").adapter
+    assert adapter.prompt.source == (reader.folder / "prompts" / "mine.jinja").read_text()
+    rows = json.loads((reader.folder / "eval" / "results" / "shop-mine.json").read_text())["rows"]
+    assert {"shop", "mine"} <= {*rows}
+
+
 def check_readme(folder: Path, printed: str, lists: pl.DataFrame) -> None:
     """The README's way gives what the guide's gives: the same lists, from the same data, recipe and base."""
     assert len({*ids_in(printed)}) == 5
@@ -244,16 +265,3 @@ def test_readme_commands_on_the_shop_are_those_of_the_guide() -> None:
     on_the_shop = {line for line in readme if "shop" in line}
     assert on_the_shop
     assert on_the_shop <= guide
-
-
-def modules_with_examples() -> list[str]:
-    files = (path for path in (ROOT / "genrec").rglob("*.py") if ">>> " in path.read_text("utf-8"))
-    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files)
-
-
-@pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_in_docstrings(name: str) -> None:
-    module: Any = importlib.import_module(name)
-    found = doctest.testmod(module)
-    assert found.attempted
-    assert not found.failed

@@ -14,12 +14,13 @@ import polars as pl
 import pytest
 
 import genrec
-from genrec import files, metrics, significance, training
+from genrec import metrics, significance, training
 from genrec.adapter import versions
 from genrec.baselines import BASELINES, ItemKNN, Popularity, recommend
 from genrec.config import Spec
 from genrec.errors import ConfigError, DataError, LeakError
 from genrec.evaluation import evaluate
+from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 from genrec.report import Report
 from genrec.splits import histories_hash
@@ -219,6 +220,26 @@ def test_columns_of_users_reach_the_recommender(workspace: Path, data: genrec.Da
     evaluate(workspace / "eval" / "tiny.toml", assignments=["adapters={lora='adapters/lora'}"], load=Listening.load)
     assert data.users is not None
     assert told == data.users.to_dicts()
+
+
+def test_contexts_of_the_targets_reach_the_recommender(workspace: Path, data: genrec.Dataset) -> None:
+    text = "{% block user %}{{ context.hour }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    told: list[Any] = []
+
+    class Listening(Recommender):
+        def search(self, histories: Any, k: int, **options: Any) -> Any:
+            told.extend(options["contexts"])
+            return super().search(histories, k, **options)
+
+    def load(path: Path) -> Recommender:
+        return Listening.load(path, engine="dummy").with_prompt(Prompt.parse(text, "told"), untrained=True)
+
+    evaluate(workspace / "eval" / "tiny.toml", assignments=["adapters={lora='adapters/lora'}", "users=11"], load=load)
+    split = data.split()
+    last = data.interactions.group_by("user_id", maintain_order=True).agg(pl.col("timestamp").last())["timestamp"]
+    users = split.test.users[split.test.draw(11, [0, 4])]
+    assert [context["timestamp"] for context in told] == [last[int(user)] for user in users]
+    assert all(context["hour"] == context["timestamp"] // 3600 % 24 for context in told)
 
 
 # Leaks
@@ -594,14 +615,12 @@ def test_data_without_a_test_case_are_refused(workspace: Path, data: genrec.Data
         evaluate(workspace / "eval" / "tiny.toml", short)
 
 
-def test_a_column_that_the_users_lack_is_refused(workspace: Path, data: genrec.Dataset, tmp_path: Path) -> None:
-    shutil.copytree(workspace, tmp_path / "copy")
-    adapter = tmp_path / "copy" / "adapters" / "lora"
-    prompt = adapter / "prompts" / "next_item.jinja"
-    prompt.write_text(prompt.read_text().replace("Next:", "Age {{ user.age }}, next:"))
-    manifest = json.loads((adapter / "genrec.json").read_text())
-    manifest["files"]["prompts/next_item.jinja"] = files.file_hash(prompt)
-    (adapter / "genrec.json").write_text(json.dumps(manifest))
+def test_a_column_that_the_users_lack_is_refused(workspace: Path, data: genrec.Dataset) -> None:
+    text = "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+
+    def load(path: Path) -> Recommender:
+        return Recommender.load(path, engine="dummy").with_prompt(Prompt.parse(text, "aged"), untrained=True)
+
     without = genrec.Dataset.from_frames(data.interactions, data.items, name="tiny")
     with pytest.raises(DataError, match=r"no column .age"):
-        evaluate(tmp_path / "copy" / "eval" / "tiny.toml", without)
+        evaluate(workspace / "eval" / "tiny.toml", without, load=load)

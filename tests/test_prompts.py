@@ -5,12 +5,16 @@ import hashlib
 import pickle
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genrec import base
 from genrec.errors import PromptError
+from genrec.identifiers import Identifiers
 from genrec.prompts import ItemRef, Problem, Prompt, Segment, check, list_prompts
+from genrec.tokenization import Tokenization, add_identifier_tokens
 
 SHIPPED = Path(__file__).parent.parent / "prompts"
 NAUGHTY = [
@@ -228,7 +232,8 @@ def test_reads_and_subject() -> None:
     )
     prompt = Prompt.parse(source, "test")
     assert (prompt.kind, prompt.subject, prompt.blocks) == ("question", "history", ("user", "assistant"))
-    assert prompt.reads == {"item": {"brand"}, "history": {"title", "tags"}, "user": {"age"}, "event": set()}
+    read = {"item": {"brand"}, "history": {"title", "tags"}, "user": {"age"}, "context": set(), "event": set()}
+    assert prompt.reads == read
 
 
 def test_event_questions() -> None:
@@ -473,6 +478,15 @@ def test_did_you_mean_and_columns() -> None:
 # Problems.
 
 
+def test_remarks_do_no_harm_and_are_made_of_files_alone(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jinja"
+    path.write_text(sequence(user="") + "{% block system %}\u200b{% endblock %}", encoding="utf-8")
+    assert [problem.message for problem in check(path)] == [
+        "an empty block `user`.", "the character U+200B, which nobody sees and the model reads.",
+    ]  # fmt: skip
+    assert Prompt.load(path).check() == []
+
+
 def test_check_lists_all_problems_in_order(tmp_path: Path) -> None:
     path = tmp_path / "many.jinja"
     path.write_text(
@@ -535,3 +549,59 @@ def test_an_answer_reads_no_user() -> None:
     source = "{% block user %}{{ item.title }}?{% endblock %}{% block assistant %}{{ user.age }}{% endblock %}"
     with pytest.raises(PromptError, match="user"):
         Prompt.parse(source, "answer")
+
+
+# What cannot be rendered or does not fit.
+
+
+@pytest.fixture(scope="module")
+def tokenization() -> Tokenization:
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(9)], "title": [f"A film about {n}" for n in range(9)]})
+    identifiers = Identifiers.build("atomic", items["item_id"].to_list())
+    tokenizer = base.train_tokenizer(items["title"].to_list(), 300)
+    add_identifier_tokens(tokenizer, identifiers)
+    return Tokenization(tokenizer, identifiers, items, max_length=64)
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "message", "fix"),
+    [
+        (sequence(user="Next " * 200), (1, 4), "prompt test: its head takes", "Shorten the head or raise max_length."),
+        (sequence("{{ item.identifier }}" + "{{ item.title }}" * 40), (1, 39), "so that it is never read.", "Shorten"),
+        (question("{{ item.title }}" * 80, "{{ item.identifier }}"), (1, 4), "question and answer take", "Raise"),
+        (question("{{ item.title }}" * 80, "{{ event.rating }}"), (1, 4), "question and answer take", "Raise"),
+        (question("\n{{ item.title | round }}"), (2, 4), "in block `user` (item_id 'i0')", "Print"),
+        (sequence("{{ item.identifier }} {{ item.title | int }}"), (1, 77), "in block `item` (item_id 'i0')", "Print"),
+        (sequence(user="Now <|item_3|> <s>"), (1, 21), "`<|item_3|>` is read as plain text", "Remove it"),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_cannot_be_read_is_told_with_its_place(
+    tokenization: Tokenization, tmp_path: Path, source: str, place: tuple[int, int], message: str, fix: str
+) -> None:
+    path = tmp_path / "test.jinja"
+    path.write_text(source)
+    problem = check(path, tokenization=tokenization)[0]
+    assert (problem.line, problem.column) == place
+    assert message in problem.message
+    assert problem.fix.startswith(fix)
+    assert check(path) == []
+
+
+def test_what_fits_is_not_complained_of(tokenization: Tokenization) -> None:
+    for path in list_prompts(SHIPPED):
+        assert check(path, tokenization=tokenization) == []
+    user = "{{ user.age }} {{ context.hour }} {{ context.query }}"
+    assert Prompt.parse(sequence(user=user), "test").check(tokenization=tokenization) == []
+
+
+def test_prompts_read_the_context_of_a_choice() -> None:
+    prompt = Prompt.parse(sequence(user="{{ context.query | default('no query') }} {{ context.hour }}"), "test")
+    assert prompt.reads["context"] == {"query", "hour"}
+    assert prompt.render("user", context={"query": "tea", "hour": 9}) == [D("tea"), T(" "), D("9")]
+    assert prompt.render("user", context={"query": None, "hour": None}) == [D("no query")]
+    assert prompt.check([], [], ["timestamp", "query"]) == []
+    assert [problem.fix for problem in prompt.check([], [], ["query"])] == ["Known: query."]
+    with pytest.raises(PromptError, match="`context` is not given here"):
+        prompt.render("user")
+    with pytest.raises(PromptError, match=r"^test:1:71: the block `assistant` cannot read `context`"):
+        Prompt.parse(question(assistant="{{ context.hour }}"), "test")

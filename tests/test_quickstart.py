@@ -301,6 +301,7 @@ def test_init_copies_the_shipped_files(tmp_path: Path) -> None:
     names = {str(path.relative_to(tmp_path / "shop")) for path in written}
     assert {f"prompts/{name}.jinja" for name in ("next_item", "title_to_item", "item_to_title")} <= names
     assert {f"adapters/{NAME}.toml", f"adapters/{NAME}-base.toml", f"eval/{NAME}.toml"} <= names
+    assert {"prompts/shop/next_item.jinja", "prompts/shop_zh/next_item.jinja"} <= names
     for path in written:
         assert path.read_bytes() == (quickstart.template() / path.relative_to(tmp_path / "shop")).read_bytes()
     assert {path for path in (tmp_path / "shop").rglob("*") if path.is_file()} == set(written)
@@ -318,7 +319,9 @@ def test_init_leaves_what_is_there(tmp_path: Path) -> None:
 
 def test_template_of_a_wheel_lies_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "genrec"
-    (package / "_workspace" / "prompts").mkdir(parents=True)
-    (package / "_workspace" / "prompts" / "shipped.jinja").write_text("text")
+    (package / "_workspace" / "prompts" / "kind").mkdir(parents=True)
+    names = ("prompts/kind/shipped.jinja", "prompts/shipped.jinja")
+    for name in names:
+        (package / "_workspace" / name).write_text("text")
     monkeypatch.setattr(quickstart, "__file__", str(package / "quickstart.py"))
-    assert quickstart.init(tmp_path / "shop") == [tmp_path / "shop" / "prompts" / "shipped.jinja"]
+    assert quickstart.init(tmp_path / "shop") == [tmp_path / "shop" / name for name in names]

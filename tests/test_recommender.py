@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 import genrec
 from genrec import training
-from genrec.errors import ConfigError, DataError, DecodingError, PromptError, UnknownIdError
-from genrec.recommender import Recommender, render
+from genrec.errors import AdapterError, ConfigError, DataError, DecodingError, PromptError, UnknownIdError
+from genrec.prompts import Prompt
+from genrec.recommender import Recommender
 
 HISTORIES = [["i3", "i4", "i5"], [], ["i20"], [f"i{item}" for item in range(24)] * 3, ["i7", "i7", "i0", "i23", "i11"]]
 
@@ -83,14 +85,15 @@ def test_score_is_a_sum_of_log_probabilities_over_the_whole_vocabulary(rec: Reco
 
 def test_shorter_list_is_the_beginning_of_a_longer_one(rec: Recommender) -> None:
     short, long = rec.recommend(HISTORIES, k=2), rec.recommend(HISTORIES, k=10)
-    assert short == [items[:2] for items in long]
+    assert [items[:2] for items in short] == [items[:2] for items in long]
     assert [len(items) for items in long] == [10, 10, 10, 0, 10]
 
 
 def test_fewer_items_where_fewer_are_allowed(rec: Recommender) -> None:
     all_but_two = rec.item_ids[2:]
     assert {item.item_id for item in rec.recommend([all_but_two], k=10)[0]} == set(rec.item_ids[:2])
-    assert rec.recommend([rec.item_ids], k=10) == [[]]
+    (found,) = rec.recommend([rec.item_ids], k=10)
+    assert (len(found), found.reason) == (0, "no item is allowed: the restrictions leave nothing of the catalogue")
     assert len(rec.recommend([rec.item_ids], k=100, exclude_seen=False)[0]) == len(rec.item_ids)
 
 
@@ -108,19 +111,19 @@ def test_restrictions_hold_together_and_leave_no_list_short(
     request: pytest.FixtureRequest, workspace: Path, engine: str, exclude_seen: bool
 ) -> None:
     if engine == "dummy":
-        recommender = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+        asked = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
     else:
-        recommender = request.getfixturevalue(engine)
-    rng, n, k = np.random.default_rng(0), len(recommender.item_ids), 6
-    histories = [recommender.indices(history) for history in HISTORIES]
+        asked = request.getfixturevalue(engine)
+    rng, n, k = np.random.default_rng(0), len(asked.item_ids), 6
+    histories = [asked.indices(history) for history in HISTORIES]
     shared = np.arange(0, n, 2)
     blocked = [None, np.array([1, 2]), shared[:0], np.arange(n), np.array([11, 11, 3])]
     only = [shared, None, shared, shared, np.array([3, 4, 5, 11, 12, 13, 14, 15, 16, 17])]
     allowed = rng.random(n) < 0.8
     users = [{"age": 30}] * 5
-    found = recommender.search(histories, k, num_beams=n, exclude_seen=exclude_seen, users=users,
+    found = asked.search(histories, k, num_beams=n, exclude_seen=exclude_seen, users=users,
                                allowed=allowed, blocked=blocked, only=only)  # fmt: skip
-    whole = recommender.search(histories, n, num_beams=n, exclude_seen=False, users=users)
+    whole = asked.search(histories, n, num_beams=n, exclude_seen=False, users=users)
     for case, (history, shut, opened) in enumerate(zip(histories, blocked, only, strict=True)):
         legal = allowed.copy()
         if opened is not None:
@@ -172,7 +175,7 @@ def test_data_set_says_whether_seen_items_are_left_out(workspace: Path, tmp_path
     note.write_text(json.dumps(manifest))
     again = Recommender.load(note.parent)
     assert len(again.recommend([again.item_ids], k=24)[0]) == 24
-    assert again.recommend([again.item_ids], k=24, exclude_seen=True) == [[]]
+    assert not again.recommend(again.item_ids, k=24, exclude_seen=True)
 
 
 # Users
@@ -235,6 +238,219 @@ def test_model_in_bfloat16_scores_nearly_the_same(workspace: Path, rec: Recommen
     np.testing.assert_allclose(exact, rounded, atol=0.2)
 
 
+# Restrictions, and what is asked
+
+
+def test_one_history_or_user_gives_one_list_and_many_give_many(rec: Recommender, workspace: Path) -> None:
+    whole = {user: rec.user_history(user)[0] for user in ("u3", "u7")}
+    several = rec.recommend([whole["u3"], whole["u7"]], k=4)
+    assert several == rec.recommend(user_ids=["u3", "u7"], k=4)
+    assert several == [rec.recommend(whole[user], k=4) for user in whole]
+    assert several[1] == rec.recommend("u7", k=4) == rec.recommend("u7", k=4, data=workspace / "data" / "tiny")
+    other = genrec.Dataset.from_frames(pl.DataFrame({"user_id": ["new", "new"], "item_id": ["i2", "i1"]}))
+    assert rec.recommend("new", k=3, data=other) == rec.recommend(["i2", "i1"], k=3)
+    assert rec.recommend(user_ids=[]) == []
+    with pytest.raises(UnknownIdError, match=r"user 'i7' is not in .*It is an item: a history is a list, \['i7'\]"):
+        rec.recommend("i7")
+
+
+@pytest.mark.parametrize("which", ["rec", "aged"])
+def test_restrictions_of_a_call_hold_within_the_search(request: pytest.FixtureRequest, which: str) -> None:
+    rec: Recommender = request.getfixturevalue(which)
+    history, legal = ["i9", "i1"], {"i8", "i10", "i12"}
+    found = rec.recommend(
+        history, 5, num_beams=24, where="brand = 'studio 1'", allowed=[*legal, "i9", "i11", "i20"], blocked=["i11"]
+    )
+    expected = [item for item, _ in by_score(rec, history, set(rec.item_ids) - legal)]
+    assert [one.item_id for one in found] == expected
+    assert found.reason == "the restrictions leave only 3 items"
+    assert rec.recommend(history, 3, num_beams=24, allowed=sorted(legal)).reason is None
+    with pytest.raises(ConfigError, match="items have no column 'brnd'"):
+        rec.recommend(history, where="brnd = 'studio 1'")
+    with pytest.raises(UnknownIdError, match="item 'nix'"):
+        rec.recommend(history, blocked=["nix"])
+
+
+@pytest.mark.parametrize("kind", ["polars", "pandas", "arrow"])
+def test_frame_in_and_frame_out(rec: Recommender, kind: str) -> None:
+    frame = pl.DataFrame({"user_id": ["a", "b", "c"], "history": [["i1", "i2"], rec.item_ids, None]})
+    change = {"polars": lambda table: table, "pandas": pl.DataFrame.to_pandas, "arrow": pl.DataFrame.to_arrow}[kind]
+    given = change(frame)
+    made = rec.recommend_frame(given, 2, blocked=["i3"])
+    assert type(made) is type(given)
+    back = pl.DataFrame(made) if kind != "pandas" else pl.from_pandas(made)
+    assert back.columns == ["user_id", "rank", "item_id", "title", "score", "reason"]
+    assert back["user_id"].to_list() == ["a", "a", "b", "c", "c"]
+    first, _, last = rec.recommend([["i1", "i2"], rec.item_ids, []], 2, blocked=["i3"])
+    ids = [one.item_id for one in first] + [None] + [one.item_id for one in last]
+    assert back["item_id"].to_list() == ids
+    assert back["reason"].is_not_null().to_list() == [False, False, True, False, False]
+    rows = rec.recommend_frame(change(frame.select("history").head(1)), 2)
+    assert pl.DataFrame(rows)["row"].to_list() == [0, 0]
+
+
+def test_frame_of_users_alone_takes_histories_and_columns_from_the_data(aged: Recommender) -> None:
+    found = aged.recommend_frame(pl.DataFrame({"user_id": ["u3", "u5"]}), 3)
+    expected = aged.recommend(user_ids=["u3", "u5"], k=3)
+    assert found["item_id"].to_list() == [one.item_id for list_ in expected for one in list_]
+    history, row = aged.user_history("u3")
+    told = pl.DataFrame({"history": [history], "age": [(row or {})["age"]]})
+    assert aged.recommend_frame(told, 3)["item_id"].to_list() == found["item_id"].to_list()[:3]
+    with pytest.raises(DataError, match=r"the users do not fit prompt aged, .*no column `age`"):
+        aged.recommend_frame(told.drop("age"))
+    with pytest.raises(DataError, match="no column 'history' and no 'user_id'; it has age"):
+        aged.recommend_frame(told.drop("history"))
+    with pytest.raises(DataError, match="column history is String; it takes lists"):
+        aged.recommend_frame(pl.DataFrame({"history": ["i1"], "age": [3]}))
+    with pytest.raises(DataError, match="column context is String; it takes structs"):
+        aged.recommend_frame(told.with_columns(context=pl.lit("{}")))
+    assert aged.recommend_frame(told.clear()).is_empty()
+
+
+@pytest.mark.parametrize("which", ["rec", "aged"])
+def test_similar_items_have_near_rows(request: pytest.FixtureRequest, which: str) -> None:
+    rec: Recommender = request.getfixturevalue(which)
+    weight = rec.engine.model.get_input_embeddings().weight.detach().numpy()  # type: ignore[attr-defined]
+    means = np.array([weight[rec.tokenization.identifier(item)].mean(axis=0) for item in range(24)])
+    units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    found = rec.similar("i5", 6)
+    expected = sorted((item for item in range(24) if item != 5), key=lambda item: -float(units[item] @ units[5]))[:6]
+    np.testing.assert_allclose([one.score for one in found], [units[item] @ units[5] for item in expected], atol=1e-5)
+    assert found[0].item_id == f"i{expected[0]}"
+    everything = rec.similar("i5", 30)
+    assert (len(everything), everything.reason) == (23, "the catalogue has only 23 other items")
+    with pytest.raises(UnknownIdError, match="item 'nix'"):
+        rec.similar("nix")
+
+
+def test_similar_needs_a_model(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match="similar needs a model, and DummyEngine has none"):
+        Recommender.load(workspace / "adapters" / "lora", engine="dummy").similar("i1")
+
+
+def test_why_explains(rec: Recommender) -> None:
+    told = rec.why(["i1", "i2"], "i3")
+    np.testing.assert_allclose(told.score, rec.score(["i1", "i2"], ["i3"])[0], atol=1e-4)
+
+
+# Prompts other than the adapter's
+
+SHELL = "{{% block user %}}{}{{% endblock %}}{{% block item %}}{{{{ item.identifier }}}}{{% endblock %}}"
+
+
+def test_a_prompt_that_reads_the_same_is_taken_and_another_one_refused(
+    workspace: Path, rec: Recommender, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "mine.jinja", workspace / "adapters" / "lora"
+    path.write_text("{# A remark. #}\n" + rec.adapter.prompt.source)
+    same = Recommender.load(folder, engine="dummy", prompt=path)
+    assert not same.not_as_trained
+    assert same.prompt(["i1"]) == rec.prompt(["i1"])
+    path.write_text(SHELL.format("Something new:"))
+    with pytest.raises(AdapterError) as caught:
+        rec.with_prompt(path)
+    message = str(caught.value)
+    assert f"{path} is not the prompt that {folder} was trained with:\n--- {folder}/prompts/next_item.jinja" in message
+    assert "\n+{% block user %}Something new:" in message
+    assert "Leave prompt out to keep the adapter's own, or train again" in message
+    tried = rec.with_prompt(path, untrained=True)
+    assert tried.not_as_trained
+    assert not rec.not_as_trained
+    assert "Something new:" in tried.prompt([])
+    assert "Something new:" not in rec.prompt([])
+    assert tried.recommend(["i1"], k=3) != rec.recommend(["i1"], k=3)
+    assert Recommender.load(folder, engine="dummy", prompt=Prompt.load(path), untrained=True).not_as_trained
+    question = Prompt.load(workspace / "prompts" / "title_to_item.jinja")
+    with pytest.raises(AdapterError, match="title_to_item is a question prompt, and an adapter recommends with a seq"):
+        rec.with_prompt(question, untrained=True)
+    path.write_text(SHELL.format("Hm:").replace("identifier }}", "identifier }}{{ item.prise }}"))
+    with pytest.raises(AdapterError, match=r"mine\.jinja:1:\d+: the table of `item` has no column `prise`"):
+        rec.with_prompt(path, untrained=True)
+
+
+def test_a_changed_file_is_read_again_in_place(workspace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text(SHELL.format("One"))
+    rec = Recommender.load(workspace / "adapters" / "lora", engine="dummy", prompt=path, untrained=True)
+    asked = rec.prompt([])
+    path.write_text(SHELL.format("Two"))
+    assert rec.prompt([]) == asked
+    rec.reload(untrained=True)
+    assert rec.prompt([]) == asked.replace("One", "Two")
+    path.write_text("{% block user %}")
+    with pytest.raises(PromptError, match=r"mine\.jinja:1"):
+        rec.reload(untrained=True)
+    path.write_text(SHELL.format("Three"))
+    with pytest.raises(AdapterError, match="is not the prompt"):
+        rec.reload()
+    assert rec.prompt([]) == asked.replace("One", "Two")
+    rec.reload(workspace / "prompts" / "next_item.jinja")
+    assert not rec.not_as_trained
+    with pytest.raises(ConfigError, match=r"reads its own prompt, and no file was named\. Write reload\(path\)"):
+        Recommender.load(workspace / "adapters" / "lora", engine="dummy").reload()
+
+
+# Context
+
+
+@pytest.fixture(scope="module")
+def told(rec: Recommender) -> Recommender:
+    """The adapter with a prompt whose head reads what is known of the choice."""
+    text = "{{ context.query | default('anything') }} at {{ context.hour }}"
+    return rec.with_prompt(Prompt.parse(SHELL.format(text), "told"), untrained=True)
+
+
+def test_context_reaches_the_head(told: Recommender) -> None:
+    context = {"query": "tea", "hour": 18, "unread": object()}
+    assert "tea at 18" in told.prompt(["i1"], context=context)
+    assert "anything at<|end|>" in told.prompt(["i1"])  # What is not given is empty.
+    one, other = told.recommend([["i1"], ["i1"]], k=24, num_beams=24, contexts=[context, None])
+    assert one == told.recommend(["i1"], k=24, num_beams=24, contexts=context)
+    assert [item.score for item in one] != [item.score for item in other]
+    by_id = {item.item_id: item.score for item in one}
+    scores = told.score(["i1"], ["i2", "i3"], context=context)
+    np.testing.assert_allclose([by_id["i2"], by_id["i3"]], scores, atol=1e-4)
+    with pytest.raises(ConfigError, match="2 histories and 1 contexts were given; one of contexts per history"):
+        told.recommend([["i1"], ["i2"]], contexts=[context])
+    frame = pl.DataFrame({"history": [["i1"], ["i1"]], "context": [{"query": "tea", "hour": 18}, None]})
+    found = told.recommend_frame(frame, 24, num_beams=24)
+    assert found["item_id"].to_list() == [item.item_id for list_ in (one, other) for item in list_]
+
+
+# Threads
+
+
+def test_eight_threads_ask_one_recommender(rec: Recommender, told: Recommender, tmp_path: Path) -> None:
+    """Every answer is whole: that of one prompt or of the other, while the file is read again and again."""
+    files = [tmp_path / "one.jinja", tmp_path / "two.jinja"]
+    for file, text in zip(files, ("Age {{ user.age }}", "{{ context.query }}, please"), strict=True):
+        file.write_text(SHELL.format(text))
+    shared = rec.with_prompt(files[0], untrained=True)
+    histories = [["i1", "i2"], [], [f"i{item}" for item in range(12)], ["i20"]]
+    options: dict[str, Any] = {"users": [{"age": age} for age in (20, 30, 40, 50)], "where": "brand <> 'studio 2'"}
+    options["contexts"] = [{"query": word} for word in ("tea", "pot", "cup", "jar")]
+    expected = []
+    for file in files:
+        shared.reload(file, untrained=True)
+        expected.append([[one.item_id for one in found] for found in shared.recommend(histories, 5, **options)])
+    likes = [one.item_id for one in shared.similar("i3", 4)]
+
+    def ask(number: int) -> int:
+        seen = set()
+        for turn in range(6):
+            if number == 0:
+                shared.reload(files[turn % 2], untrained=True)
+            found = [[one.item_id for one in list_] for list_ in shared.recommend(histories, 5, **options)]
+            seen.add(expected.index(found))
+            assert [one.item_id for one in shared.similar("i3", 4)] == likes
+            assert len(shared.recommend(f"u{number}", 3)) == 3
+            assert "<|item_3|>" in shared.prompt(["i3"])
+        return len(seen)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(ask, range(8))) <= 2
+
+
 # Bad input
 
 
@@ -250,9 +466,12 @@ def test_unknown_item_is_named_with_the_closest(rec: Recommender) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda rec: rec.recommend("i1"), "takes a list of histories"),
-        (lambda rec: rec.recommend(["i1", "i2"]), "takes a list of histories"),
-        (lambda rec: rec.recommend([["i1"], "i2"]), "takes a list of histories"),
+        (lambda rec: rec.recommend([["i1"], "i2"]), "takes a history, which is a list of item ids, or a list"),
+        (lambda rec: rec.recommend([17]), "takes a history, which is a list of item ids, or a list"),
+        (lambda rec: rec.recommend(), "takes histories or user_ids, one of the two"),
+        (lambda rec: rec.recommend(["i1"], user_ids=["u1"]), "takes histories or user_ids, one of the two"),
+        (lambda rec: rec.recommend(user_ids="u1"), r"user_ids is the text 'u1'. Write recommend\('u1'\) for one user"),
+        (lambda rec: rec.recommend(["i1"], allowed="i2"), "found the text 'i2'"),
         (lambda rec: rec.score("i1", ["i2"]), r"a list of item ids is wanted, found the text 'i1'. Write \['i1'\]"),
         (lambda rec: rec.score(["i1"], "i2"), "found the text 'i2'"),
         (lambda rec: rec.prompt("i1"), "found the text 'i1'"),
@@ -278,112 +497,8 @@ def test_unknown_engine_or_device_is_refused(workspace: Path) -> None:
         Recommender.load(path, engine="locl")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="device is 'toaster', and PyTorch refused it"):
         Recommender.load(path, device="toaster")
-
-
-# Rendering
-
-
-def text_of(spans: list[Any]) -> str:
-    return "".join(span.text for span in spans)
-
-
-def test_rendered_sequence_is_what_the_model_reads(workspace: Path, rec: Recommender) -> None:
-    found = render(workspace / "prompts" / "next_item.jinja", rec.adapter.path, history=["i1", "i2"], item="i3")
-    ids = [index for span in found.read for index in span.ids]
-    prompt = rec.adapter.prompt
-    assert ids == rec.tokenization.sequence(prompt, rec.indices(["i1", "i2"])).tolist()
-    assert text_of(found.read) == rec.prompt(["i1", "i2"])
-    assert [span.kind for span in found.read] == ["frame", "template", "frame", "identifier", "identifier"]
-    assert (found.kind, found.cut, text_of(found.answer)) == ("sequence", 0, "<|item_3|>")
-    head = len(ids) - 2
-    assert found.tokens == {"head": head, "history": 2, "answer": 1, "free": 64 - head - 3, "max_length": 64}
-
-
-def test_rendered_sequence_of_a_user_has_the_columns_and_no_answer(workspace: Path, aged: Recommender) -> None:
-    history, row = aged.user_history("u2")
-    assert row is not None
-    found = render(aged.adapter.path.parent.parent / "prompts" / "aged.jinja", aged.adapter.path, user="u2")
-    assert text_of(found.read) == aged.prompt(history, user=row)
-    assert f"Age {row['age']}" in text_of(found.read)
-    assert found.answer == []
-    assert {span.kind for span in found.read} == {"frame", "template", "data", "identifier"}
-
-
-def test_rendered_sequence_says_how_many_events_were_cut(workspace: Path, rec: Recommender) -> None:
-    long = [f"i{number % 24}" for number in range(100)]
-    found = render(workspace / "prompts" / "next_item.jinja", rec.adapter.path, history=long)
-    kept = [span.text for span in found.read if span.kind == "identifier"]
-    assert kept == [f"<|item_{item[1:]}|>" for item in long[found.cut :]]
-    assert found.cut == 100 - found.tokens["history"] > 0
-    assert found.tokens["free"] == 1  # Room for the next identifier.
-    assert text_of(found.read) == rec.prompt(long)
-
-
-def test_rendered_question_shows_what_is_trained(workspace: Path, rec: Recommender) -> None:
-    found = render(workspace / "prompts" / "title_to_item.jinja", rec.adapter.path, item="i5")
-    assert found.kind == "question"
-    assert '"Film 5 of series 1"' in text_of(found.read)
-    assert text_of(found.answer) == "<|item_5|>"
-    size = sum(len(span.ids) for span in found.read)
-    assert found.tokens == {"head": size, "history": 0, "answer": 1, "free": 64 - size - 1, "max_length": 64}
-    last = render(workspace / "prompts" / "title_to_item.jinja", rec.adapter.path, history=["i1", "i5"])
-    assert last == found
-    title = render(workspace / "prompts" / "item_to_title.jinja", rec.adapter.path, item="i5")
-    assert text_of(title.answer) == "Film 5 of series 1<|end|>"
-
-
-def test_rendered_question_about_a_history_says_how_many_events_were_cut(rec: Recommender, tmp_path: Path) -> None:
-    path = tmp_path / "told.jinja"
-    path.write_text(
-        "{% block user %}{% for event in history %}{{ event.title }};{% endfor %}{% endblock %}"
-        "{% block assistant %}{{ item.identifier }}{% endblock %}"
-    )
-    events = [f"i{item}" for item in range(14)]
-    found = render(path, rec.adapter.path, history=events, item="i20")
-    told = [f"Film {item} of series {item // 4};" for item in range(14)]
-    assert 0 < found.cut < 14
-    assert "".join(told[found.cut :]) in text_of(found.read)
-    assert told[found.cut - 1] not in text_of(found.read)
-    assert render(path, rec.adapter.path, history=events[:2], item="i20").cut == 0
-    assert text_of(render(path, rec.adapter.path, history=events).answer) == "<|item_13|>"
-
-
-def test_rendered_question_about_an_event(workspace: Path, rec: Recommender, tmp_path: Path) -> None:
-    data = genrec.Dataset.load(workspace / "data" / "tiny")
-    log = data.interactions.with_columns(rating=1.0 + pl.col("order")).drop("order")
-    genrec.Dataset.from_frames(log, data.items, data.users).save(tmp_path / "rated")
-    path, adapter = workspace / "prompts" / "rating.jinja", rec.adapter.path
-    history, _ = rec.user_history("u7")
-    last = render(path, adapter, user="u7", data=tmp_path / "rated")
-    assert text_of(last.answer) == f"{len(history)}<|end|>"
-    identifiers = [f"<|item_{item[1:]}|>" for item in history]
-    assert text_of(last.read).startswith("<|begin|><|user|>" + "".join(identifiers[:-1]) + " Rating of ")
-    assert f" {identifiers[-1]}?" in text_of(last.read)
-    at = len(history) - 1 - history[::-1].index(history[1])
-    second = render(path, adapter, user="u7", item=history[1], data=tmp_path / "rated")
-    assert text_of(second.answer) == f"{at + 1}<|end|>"
-    assert [span.text for span in second.read if span.kind == "identifier"] == [*identifiers[:at], identifiers[at]]
-    assert rec.user_events("u7", tmp_path / "rated")[1]["rating"] == 2.0
-    with pytest.raises(ConfigError, match=r"rating asks about an interaction of a data set\. Pass --user U\."):
-        render(path, adapter, history=history)
-    new = next(item for item in rec.item_ids if item not in history)
-    with pytest.raises(ConfigError, match=f"user 'u7' has no interaction with item '{new}'"):
-        render(path, adapter, user="u7", item=new, data=tmp_path / "rated")
-    with pytest.raises(DataError, match=r"rating\.jinja:\d+:\d+: the table of `event` has no column `rating`"):
-        render(path, adapter, user="u7")
-
-
-def test_question_needs_an_item(workspace: Path, rec: Recommender) -> None:
-    with pytest.raises(ConfigError, match=r"title_to_item asks about an item\. Pass --item ID"):
-        render(workspace / "prompts" / "title_to_item.jinja", rec.adapter.path)
-    with pytest.raises(UnknownIdError, match="item 'nix'"):
-        render(workspace / "prompts" / "title_to_item.jinja", rec.adapter.path, item="nix")
-
-
-def test_rendering_needs_a_good_prompt(rec: Recommender, tmp_path: Path) -> None:
-    (tmp_path / "broken.jinja").write_text("{% block user %}{{ item.title }}")
-    with pytest.raises(PromptError, match=r"broken\.jinja:1"):
-        render(tmp_path / "broken.jinja", rec.adapter.path, item="i1")
+    with pytest.raises(ConfigError, match=r"dtype is 'bfloat61'. Did you mean 'bfloat16'\?"):
+        Recommender.load(path, dtype="bfloat61")
 
 
 def test_a_reason_is_told_only_where_fewer_than_k_came(workspace: Path) -> None:
@@ -400,15 +515,3 @@ def test_the_default_number_of_beams_is_one_that_engines_take(workspace: Path) -
     assert len(rec.recommend([[]], k=40_000)[0]) == len(rec.item_ids)
     with pytest.raises(ConfigError, match="k is 70000"):
         rec.recommend([[]], k=70_000)
-
-
-def test_an_edited_prompt_of_the_same_name_gets_the_frame_of_its_own_blocks(workspace: Path, tmp_path: Path) -> None:
-    source = (workspace / "prompts" / "next_item.jinja").read_text()
-    for name in ("next_item", "other"):
-        (tmp_path / f"{name}.jinja").write_text("{% block system %}Be brief.{% endblock %}" + source)
-    same, other = (
-        render(tmp_path / f"{name}.jinja", workspace / "adapters" / "lora", history=[])
-        for name in ("next_item", "other")
-    )
-    assert same.read == other.read
-    assert any("<|system|>" in span.text for span in same.read)

@@ -15,6 +15,7 @@ import genrec
 from genrec.batch import job_of, load, output, recommend_rows, run_batch
 from genrec.batch.shards import Loaded, catalogue_hash, check, make, today
 from genrec.errors import ConfigError, DataError
+from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 
 ITEMS = [f"i{number}" for number in range(24)]
@@ -437,3 +438,25 @@ def test_types_of_columns_that_the_head_does_not_read_decide_nothing(dummy: Reco
     rows = frame(user(["i1"])).with_columns(spend=3, age=pl.lit("old"))
     assert loaded(spent).user_columns == {"spend": pl.Int64()}
     assert recommend_rows(loaded(spent), rows).height == 20
+
+
+# Context
+
+
+def test_contexts_of_rows_reach_the_head_of_the_prompt(dummy: Recommender) -> None:
+    text = "{% block user %}{{ context.query }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    told = dummy.with_prompt(Prompt.parse(text, "told"), untrained=True)
+    contexts = [{"query": "tea"}, {"query": "pot"}, None, {"query": "long words " * 60}]
+    rows = pl.DataFrame({"user_id": ["a", "b", "c", "d"], "history": [["i1"]] * 4, "context": contexts})
+    job = loaded(told, k=4)
+    made = recommend_rows(job, rows.head(3))
+    expected = told.recommend([["i1"]] * 3, k=4, contexts=contexts[:3])
+    assert made["item_id"].to_list() == [one.item_id for list_ in expected for one in list_]
+    assert expected[0] != expected[1]
+    with pytest.raises(DataError, match=r"Row 4 column row: '\{\"context\": \{\"query\": \"long words .* head takes"):
+        recommend_rows(job, rows)
+    assert recommend_rows(job, rows, on_bad_row="skip")["item_id"].to_list() == made["item_id"].to_list()
+    with pytest.raises(DataError, match=r"the users do not fit prompt told, .*`context` has no column `query`"):
+        recommend_rows(job, rows.drop("context"))
+    # What no prompt reads is no matter.
+    assert recommend_rows(loaded(dummy, k=4), rows)["item_id"].n_unique() > 3

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, LeakError
-from genrec.splits import Cases, Split, histories_hash
+from genrec.splits import Cases, Split, contexts, histories_hash
 
 # Arbitrary logs: (user, item, timestamp or None); repeated rows are left out, as they would be refused.
 EVENTS = st.lists(
@@ -316,3 +316,14 @@ def test_users_without_validation_are_tested_all_the_same() -> None:
     assert len(less.test) == 3
     assert less.train_hash == split.train_hash
     assert split.without_validation([]) is split
+
+
+def test_the_context_of_an_event_is_its_row_and_its_time_of_day() -> None:
+    events = pl.DataFrame({"timestamp": [0, 1_700_000_000, None], "query": ["tea", None, "pot"]})
+    told = contexts(events)
+    assert told.columns == ["timestamp", "query", "hour", "weekday"]
+    assert told["hour"].to_list() == [0, 22, None]
+    assert told["weekday"].to_list() == ["Thursday", "Tuesday", None]
+    own = contexts(events.with_columns(hour=pl.lit("noon")))
+    assert own["hour"].to_list() == ["noon"] * 3
+    assert contexts(events.clear()).schema["hour"] == pl.Int64

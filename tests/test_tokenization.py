@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from genrec import base
-from genrec.curriculum import windows
 from genrec.decoding import Trie
 from genrec.engines.local import LocalEngine
 from genrec.errors import IdentifierError, PromptError
@@ -36,6 +35,7 @@ from genrec.tokenization import (
     make_frame,
     text_tokens,
 )
+from genrec.windows import windows
 
 TITLES = ["Toy Story (1995)", "红楼梦 第一回", 'The "Last" Film', "Amélie 👩‍👧", "", "Toy Toy Toy", "a\nb", "Ωmega"]
 ITEMS = pl.DataFrame(
@@ -337,16 +337,16 @@ def test_windows_are_cut_as_inference_cuts(
     tokenization = Tokenization(whole.tokenizer, whole.identifiers, ITEMS, max_length=size)
     budget = tokenization.history_budget(tokenization.head_ids(prompt))
     lengths = tokenization.fragment_lengths(prompt, np.array(history))
-    for start, stop, context in windows(lengths, budget, first):
-        row = tokenization.sequence_row(prompt, np.array(history[start:stop]), context=context)
+    for start, stop, skip in windows(lengths, budget, first):
+        row = tokenization.sequence_row(prompt, np.array(history[start:stop]), skip=skip)
         assert len(row.ids) <= size
         ends = np.cumsum(row.labels != IGNORE)
-        for event in range(start + context, stop):
+        for event in range(start + skip, stop):
             before = tokenization.sequence(prompt, np.array(history[start:event]))
             assert kept_from(lengths[start:event], budget) == 0
             np.testing.assert_array_equal(row.ids[: len(before)], before)
             assert row.labels[len(before)] == tokenization.identifier(history[event])[0]
-            assert ends[len(before) - 1] == whole.lengths[history[start + context : event]].sum()
+            assert ends[len(before) - 1] == whole.lengths[history[start + skip : event]].sum()
 
 
 def test_the_words_of_the_prompt_stand_in_the_chat_template_of_the_tokenizer() -> None:
@@ -809,3 +809,36 @@ def test_title_identifiers_of_another_tokenizer_are_refused() -> None:
     add_identifier_tokens(tokenizer, forged)
     with pytest.raises(IdentifierError, match="control token '</s>' stands in an identifier"):
         Tokenization(tokenizer, forged, ITEMS, max_length=50)
+
+
+TOLD = Prompt.parse(
+    "{% block user %}{{ context.query | default('anything') }} at {{ context.hour }}{% endblock %}"
+    "{% block item %}{{ item.identifier }}{{ item.title }}{% endblock %}",
+    "told",
+)
+
+
+@pytest.mark.parametrize("scheme", ["atomic", "semantic"])
+def test_a_head_reads_the_context_of_the_choice(scheme: str) -> None:
+    tokenization = make("byte-level", scheme=scheme)
+    decode, contexts = tokenization.tokenizer.decode, [{"query": "tea <|end|>", "hour": 18}, None, {"hour": 7}]
+    histories = [np.array([0, 1, 2]), np.array([3]), np.array([], dtype=np.int64)]
+    found = tokenization.sequences(TOLD, histories, [None] * 3, contexts)
+    for history, context, ids in zip(histories, contexts, found, strict=True):
+        head = tokenization.head_ids(TOLD, None, context)
+        assert ids[: len(head)].tolist() == head.tolist()
+        np.testing.assert_array_equal(ids, tokenization.sequence(TOLD, history, None, context))
+    assert ["tea" in decode(ids) for ids in found] == [True, False, False]
+    assert ["anything at" in decode(ids) for ids in found] == [False, True, True]
+    row = tokenization.sequence_row(TOLD, np.array([0, 1, 2, 4]), context=contexts[0], skip=3)
+    assert row.ids[: len(found[0])].tolist() == found[0].tolist()
+    np.testing.assert_array_equal(np.flatnonzero(row.labels != IGNORE), np.arange(len(found[0]), len(row.ids)))
+    asking = Prompt.parse(
+        "{% block user %}{{ context.query }}? {{ item.title }}{% endblock %}"
+        "{% block assistant %}{{ event.word }}{% endblock %}",
+        "asking",
+    )
+    asked = tokenization.question_ids(asking, 0, room=9, context={"query": "Kanne"})
+    assert "Kanne? Toy Story" in decode(asked)
+    made = tokenization.question_row(asking, 0, context={"query": "Kanne"}, event={"word": "yes"}, room=9)
+    assert made.ids[: len(asked)].tolist() == asked.tolist()

@@ -393,6 +393,24 @@ def test_a_product_that_was_tampered_with_is_no_base(shop: Path, file: str, mess
         train(shop, "lora", name="refused")
 
 
+def test_a_head_that_reads_the_context_is_trained_with_one_target_a_row(shop: Path) -> None:
+    data = genrec.Dataset.load(shop / "data" / "tiny")
+    log = data.interactions.drop("order").with_columns(query="find " + pl.col("item_id"))
+    told = genrec.Dataset.from_frames(log, data.items, data.users, context=["query"])
+    (shop / "prompts" / "told.jinja").write_text(
+        "{% block user %}{{ context.query }} {{ context.hour }}{% endblock %}"
+        "{% block item %}{{ item.identifier }}{% endblock %}"
+    )
+    options = ['tasks=[{prompt="prompts/told.jinja"}]', "training.max_steps=1"]
+    with pytest.raises(ConfigError, match=r'loss is "every", and the head of the prompt told reads context\.hour'):
+        train(shop, "lora", *options, name="refused", data=told)
+    with pytest.raises(PromptError, match=r"told\.jinja:1:\d+: .*`query`"):
+        train(shop, "lora", *options, 'loss="answer"', name="refused", data=data)
+    found = Recommender.load(train(shop, "lora", *options, 'loss="answer"', name="told", data=told))
+    assert not found.not_as_trained
+    assert "find i7 3" in found.prompt(["i1"], context={"query": "find i7", "hour": 3})
+
+
 def test_without_users_no_prompt_reads_their_columns(shop: Path) -> None:
     data = genrec.Dataset.load(shop / "data" / "tiny")
     (shop / "prompts" / "aged.jinja").write_text(
@@ -790,12 +808,12 @@ def test_every_event_of_long_histories_is_a_target_once_an_epoch(shop: Path, tin
                     assert made["attention_mask"][place].sum() == 1
                     continue
                 rows.append(number)
-                epoch, task, _, user, start, stop, context = table[number].tolist()
+                epoch, task, _, user, start, stop, skip = table[number].tolist()
                 assert made["tasks"][place] == task
                 if run.prompts[task].name == "next_item":
-                    targets = train_[user][start + context : stop]
+                    targets = train_[user][start + skip : stop]
                     assert labels[labels != IGNORE].tolist() == tokenization.tokens[targets, 0].tolist()
-                    seen[epoch][user][start + context : stop] += 1
+                    seen[epoch][user][start + skip : stop] += 1
         assert rows == list(range(len(table)))
         assert all((counts == 1).all() for users in seen for counts in users)
 

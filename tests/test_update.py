@@ -19,7 +19,7 @@ import genrec
 from genrec import adapter as adapters
 from genrec import curriculum, files, semantic_ids, training, update
 from genrec.adapter import Adapter
-from genrec.curriculum import HISTORY, Fresh, later_windows
+from genrec.curriculum import HISTORY, Fresh
 from genrec.dataset import Dataset
 from genrec.engines.local import LocalEngine
 from genrec.errors import AdapterError, ConfigError, DataError, IdentifierError, LeakError, StorageError
@@ -27,6 +27,7 @@ from genrec.export import validation_set
 from genrec.identifiers import SCHEMES, Identifiers
 from genrec.prompts import Prompt
 from genrec.recommender import Recommender
+from genrec.windows import later_windows
 
 START = 2_000_000  # Later than all of the old log.
 

@@ -303,3 +303,45 @@ def test_pieces_of_an_input_are_put_together() -> None:
     assert parts.frame.equals(whole.frame)
     assert parts.errors.equals(whole.errors)
     assert [one.tolist() for one in parts.histories] == [[1], [2]]
+
+
+# Context
+
+
+def test_a_context_is_the_same_in_every_format(tmp_path: Path) -> None:
+    contexts = [{"query": "tea", "hour": 18}, {"query": None, "hour": 7}, None, {"query": None, "hour": None}]
+    users = pl.DataFrame({"user_id": ["a", "b", "c", "d"], "history": [["i1"]] * 4, "context": contexts})
+    texts = ['{"hour": 18, "query": "tea"}', '{"hour": 7}', "", "{}"]
+    users.write_parquet(tmp_path / "users.parquet")
+    text = users.with_columns(history=pl.lit('["i1"]'), context=pl.Series(texts))
+    text.write_csv(tmp_path / "users.csv")
+    lines = [
+        json.dumps({"user_id": user, "history": ["i1"], "context": json.loads(told or "null")})
+        for user, told in zip(users["user_id"], texts, strict=True)
+    ]
+    found = [checked(source) for source in (users, tmp_path / "users.parquet", tmp_path / "users.csv")]
+    found.append(checked(jsonl(tmp_path, *lines)))
+    for one in found:
+        assert one.frame["context"].to_list() == ['{"hour":18,"query":"tea"}', '{"hour":7}', None, None]
+        assert one.frame["row_hash"].to_list() == found[0].frame["row_hash"].to_list()
+        assert not len(one.errors)
+    other = checked(users.with_columns(context=pl.lit('{"hour": 8}')))
+    assert other.frame["row_hash"].to_list() != found[0].frame["row_hash"].to_list()
+    without = checked(users.drop("context")).frame
+    assert without["row_hash"].to_list()[2:] == found[0].frame["row_hash"].to_list()[2:]
+    assert "context" not in without.columns
+
+
+@pytest.mark.parametrize("wrong", ["tea", "[1]", '{"query": {"text": "tea"}}', '{"query": "\\ud800"}', "{"])
+def test_a_context_that_is_no_object_of_plain_values_makes_a_bad_row(wrong: str) -> None:
+    users = pl.DataFrame({"user_id": ["a", "b"], "history": [["i1"]] * 2, "context": [wrong, '{"tags": ["x", 3]}']})
+    found = checked(users)
+    assert found.frame["context"].to_list() == ['{"tags":["x",3]}']
+    assert found.errors.rows() == [
+        (0, "a", "context", wrong, 'is no JSON object of plain values, such as {"query": "tea"}')
+    ]
+
+
+def test_a_column_context_of_numbers_is_refused() -> None:
+    with pytest.raises(DataError, match="column context is Int64; it takes structs, or JSON objects as texts"):
+        checked(pl.DataFrame({"user_id": ["a"], "history": [["i1"]], "context": [3]}))

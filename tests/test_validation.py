@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from genrec import Recommender, metrics
 from genrec.config import load_recipe
 from genrec.dataset import Dataset
+from genrec.prompts import Prompt
 from genrec.validation import ValidationSet
 
 
@@ -53,3 +55,24 @@ def test_the_same_cases_every_time(workspace: Path) -> None:
     for mine, other in zip(one.prompts, two.prompts, strict=True):
         np.testing.assert_array_equal(mine, other)
     np.testing.assert_array_equal(one.targets, two.targets)
+
+
+def test_cases_are_asked_with_their_context(workspace: Path) -> None:
+    head = "{% block user %}{{ context.weekday }} {{ context.hour }}{% endblock %}"
+    text = head + "{% block item %}{{ item.identifier }}{% endblock %}"
+    prompt = Prompt.parse(text, "told")
+    loaded = Recommender.load(workspace / "adapters" / "lora", engine="dummy").with_prompt(prompt, untrained=True)
+    recipe = load_recipe(workspace / "adapters" / "lora.toml", ["validation.users=9"])
+    data = Dataset.load(workspace / "data" / "tiny")
+    log = data.interactions.with_columns(timestamp=pl.int_range(pl.len()) * 5000)
+    data = Dataset.from_frames(log.drop("order"), data.items, data.users)
+    split = data.split()
+    found = ValidationSet.draw(recipe, split, loaded.tokenization, prompt, data.user_rows, exclude_seen=True)
+    cases = split.valid.draw(9, [recipe.seed, 3])
+    days = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"]
+    for case, ids in zip(cases, found.prompts, strict=True):
+        history = split.valid.histories[case]
+        user = data.user_ids[split.valid.users[case]]
+        second = log.filter(pl.col("user_id") == user)["timestamp"][len(history)]
+        context = {"weekday": days[second // 86_400 % 7], "hour": second // 3600 % 24}
+        np.testing.assert_array_equal(ids, loaded.tokenization.sequence(prompt, history, None, context))

@@ -373,7 +373,8 @@ def told(error: Mapping[str, Any]) -> str:
 def check_columns(loaded: Loaded, source: users.Users) -> None:
     """Refuse users who lack a column that the head of the prompt reads."""
     prompt = loaded.recommender.adapter.prompt
-    for problem in prompt.check(user_columns=source.columns):
+    told = None if "context" in source.columns else ()  # What an object holds differs from row to row.
+    for problem in prompt.check(user_columns=source.columns, event_columns=told):
         raise DataError(f"the users do not fit prompt {prompt.name}, {problem}")
 
 
@@ -406,13 +407,14 @@ def _lists(
         return _columns(job, pl.DataFrame(schema={"row": pl.Int64, **LISTS})), index, errors
     read = [column for column in sorted(recommender.adapter.prompt.reads["user"]) if column in frame.columns]
     told = frame.select(read).to_dicts() if read else None
+    contexts = _contexts(loaded, frame)
     try:
         found = recommender.search(
             histories, job.decoded, num_beams=job.num_beams, exclude_seen=job.exclude_seen, users=told,
-            allowed=None if loaded.allowed.all() else loaded.allowed, blocked=blocked, only=only,
+            contexts=contexts, allowed=None if loaded.allowed.all() else loaded.allowed, blocked=blocked, only=only,
         )  # fmt: skip
     except PromptError:
-        errors = _bad_heads(loaded, frame, told or [])
+        errors = _bad_heads(loaded, frame, told, contexts)
         if not len(errors):
             raise
         good = np.flatnonzero((~frame["row"].is_in(errors["row"].implode())).to_numpy()).tolist()
@@ -474,14 +476,31 @@ def _reason(count: int, decoded: int, reason: str | None) -> str:
     return reason
 
 
-def _bad_heads(loaded: Loaded, frame: pl.DataFrame, told: list[dict[str, Any]]) -> pl.DataFrame:
+def _contexts(loaded: Loaded, frame: pl.DataFrame) -> list[dict[str, Any] | None] | None:
+    """The contexts of rows, where the head of the prompt reads them."""
+    if "context" not in frame.columns or not loaded.recommender.adapter.prompt.reads["context"]:
+        return None
+    return [None if text is None else json.loads(text) for text in frame["context"].to_list()]
+
+
+def _bad_heads(
+    loaded: Loaded,
+    frame: pl.DataFrame,
+    told: list[dict[str, Any]] | None,
+    contexts: list[dict[str, Any] | None] | None,
+) -> pl.DataFrame:
     """The rows of which the head of the prompt cannot be made: it would be too long, or a value has no text."""
     adapter, errors = loaded.recommender.adapter, []
-    for row, user, columns in zip(frame["row"], frame["user_id"], told, strict=False):
+    if told is None and contexts is None:  # The head is the same for all, and so no fault of any.
+        return users.error_frame([])
+    for place, (row, user) in enumerate(zip(frame["row"], frame["user_id"], strict=True)):
+        columns = None if told is None else told[place]
+        context = None if contexts is None else contexts[place]
         try:
-            loaded.recommender.tokenization.head_ids(adapter.prompt, columns)
+            loaded.recommender.tokenization.head_ids(adapter.prompt, columns, context)
         except PromptError as error:
-            value = json.dumps(columns, ensure_ascii=False, default=str)
+            read = {**(columns or {}), **({} if context is None else {"context": context})}
+            value = json.dumps(read, ensure_ascii=False, default=str)
             reason = str(error).replace(f"{adapter.path}{os.sep}", "")  # The same wherever the adapter lies.
             errors.append(users.fault(row, user, "row", value, reason))
     return users.error_frame(errors)

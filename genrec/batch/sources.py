@@ -30,7 +30,8 @@ from genrec.tables import FAULT, VALUE, as_polars
 Types = Mapping[str, pl.DataType]
 
 ITEM_LISTS = ("history", "allowed", "blocked")
-OURS = ("user_id", *ITEM_LISTS, "where")  # What a job reads; every other column is for the head of a prompt.
+# What a job reads; every other column is of the user, for the head of a prompt.
+OURS = ("user_id", *ITEM_LISTS, "where", "context")
 COLUMN = "__column"  # Beside FAULT and VALUE: which column is at fault, where it is not the whole row.
 PIECE = 4096  # Rows that are held at once where nobody says how many.
 
@@ -90,6 +91,8 @@ def _check_columns(name: str, schema: Mapping[str, Any]) -> None:
             raise DataError(f"{name}: column {column} is {kind}; it takes lists of item ids.")
         if column == "where" and kind not in (pl.String, pl.Null, pl.Categorical, pl.Enum):
             raise DataError(f"{name}: column where is {kind}; it takes texts, such as \"market = 'DE'\".")
+        if column == "context" and not (isinstance(kind, pl.Struct) or kind in (pl.String, pl.Null)):
+            raise DataError(f"{name}: column context is {kind}; it takes structs, or JSON objects as texts.")
 
 
 def _holds_ids(kind: Any) -> bool:

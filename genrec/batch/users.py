@@ -1,7 +1,8 @@
 """The users of a job: read in pieces, surveyed once, and checked row by row, so that a bad row stops nothing.
 
 A row is a user: ``user_id``, ``history`` (item ids, oldest first), optionally ``allowed`` and ``blocked`` (item ids),
-``where`` (a predicate over item columns), and any columns for the head of a prompt. Rows are counted from 0 in data and
+``where`` (a predicate over item columns), ``context`` (what the head of a prompt may read of this very request), and
+any columns for the head of a prompt. Rows are counted from 0 in data and
 from 1 in messages.
 """
 
@@ -55,8 +56,9 @@ class Checked:
 
     Attributes:
         frame: The good ones in order: ``row`` i64 (place in the input, from 0), ``user_id`` str, ``history`` list[str],
-            ``row_hash`` binary (16 bytes); where the input has them ``allowed`` and ``blocked`` (list[str] or null) and
-            ``where`` (str or null); then the other columns as they came.
+            ``row_hash`` binary (16 bytes); where the input has them ``allowed`` and ``blocked`` (list[str] or null),
+            ``where`` (str or null) and ``context`` (a JSON object as str, or null); then the other columns as they
+            came.
         histories: int32 item indices of each row of ``frame``, oldest first.
         errors: The bad ones in order, as ``ERRORS`` says.
     """
@@ -156,9 +158,9 @@ def check(raw: pl.DataFrame, start: int, survey: Survey, index: Mapping[str, int
 
     Bad is a row that is none at all (a line that is no JSON object, CSV with too few fields), one with a value that is
     none of its column's type, one without a user id or with that of an earlier row, one whose history is no list of
-    item ids, holds a null or an item that ``index`` lacks, or is longer than ``max_events``, and one whose ``allowed``
-    or ``blocked`` is no list of item ids. No history is an empty one. Unknown items in ``allowed`` and ``blocked`` are
-    no fault: they cannot come out anyway.
+    item ids, holds a null or an item that ``index`` lacks, or is longer than ``max_events``, one whose ``allowed`` or
+    ``blocked`` is no list of item ids, and one whose ``context`` is no object of plain values. No history is an empty
+    one. Unknown items in ``allowed`` and ``blocked`` are no fault: they cannot come out anyway.
 
     Args:
         raw: n rows.
@@ -170,7 +172,7 @@ def check(raw: pl.DataFrame, start: int, survey: Survey, index: Mapping[str, int
     Returns:
         Every row once, in ``frame`` or in ``errors``, there with the first of what is wrong with it.
     """
-    users, lists = _ids(raw), _all_lists(raw)
+    users, lists, contexts = _ids(raw), _all_lists(raw), _contexts(raw)
     faults = raw[FAULT].to_list() if FAULT in raw.columns else [None] * len(raw)
     columns = raw[COLUMN].to_list() if COLUMN in raw.columns else [None] * len(raw)
     good: list[int] = []
@@ -191,6 +193,8 @@ def check(raw: pl.DataFrame, start: int, survey: Survey, index: Mapping[str, int
             found, wrong = _indices(history or [], index, max_events)
             reasons = {"history": wrong}
             reasons |= {name: _wrong(lists[name][place]) for name in ITEM_LISTS[1:] if name in lists}
+            if contexts is not None and isinstance(contexts[place], str):
+                reasons["context"] = contexts[place], 'is no JSON object of plain values, such as {"query": "tea"}'
             column = next((name for name, reason in reasons.items() if reason is not None), None)
             if found is None or column is not None:
                 column = column or "history"
@@ -211,6 +215,9 @@ def check(raw: pl.DataFrame, start: int, survey: Survey, index: Mapping[str, int
     if "where" in frame.columns:
         texts = frame["where"].cast(pl.String)
         ours["where"] = texts.set(texts.str.strip_chars() == "", None)
+    if contexts is not None:
+        told = [None if contexts[place] is None else _encode(contexts[place]) for place in good]
+        ours["context"] = pl.Series(told, dtype=pl.String)
     others = frame.drop(*OURS, FAULT, VALUE, COLUMN, strict=False)
     return Checked(pl.concat([pl.DataFrame(ours), others], how="horizontal"), histories, error_frame(bad))
 
@@ -265,6 +272,32 @@ def _parsed(text: str | None) -> list[str | None] | str | None:
     return [None if value is None else str(value) for value in values]
 
 
+def _contexts(raw: pl.DataFrame) -> list[Any] | None:
+    """The column ``context``: for each row a dict without empty values, None, or the text that is none."""
+    if "context" not in raw.columns:
+        return None
+    return [_context(value) for value in raw["context"].to_list()]
+
+
+def _context(value: Any) -> dict[str, Any] | str | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    told = value
+    if isinstance(value, str):
+        try:
+            told = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if not isinstance(told, dict) or not encodable(value, told):
+            return value
+    # A struct has all its fields in every row, and an object those that there are: empty ones tell nothing.
+    told = {name: one for name, one in told.items() if one is not None}
+    for one in told.values():
+        if not all(isinstance(leaf, str | int | float) for leaf in (one if isinstance(one, list) else [one])):
+            return json.dumps(told, ensure_ascii=False, default=str)
+    return told or None
+
+
 def _wrong(items: Any) -> tuple[str, str] | None:
     """(value, reason) where a list of item ids is none or has a hole."""
     if isinstance(items, str):
@@ -314,7 +347,9 @@ def _row_hashes(raw: pl.DataFrame, users: Sequence[str | None], lists: Mapping[s
     A line that is no row is hashed as it stands, and a value that does not fit its column under no name.
     """
     faults = raw[FAULT].to_list() if FAULT in raw.columns else [None] * len(raw)
-    others = [name for name in raw.columns if name not in ("user_id", *ITEM_LISTS, FAULT, VALUE, COLUMN)]
+    contexts = _contexts(raw)
+    ours = ("user_id", "context", *ITEM_LISTS, FAULT, VALUE, COLUMN)
+    others = [name for name in raw.columns if name not in ours]
     values = raw.select(others).rows() if others else [()] * len(raw)
     misfits = raw[COLUMN].is_not_null().to_list() if COLUMN in raw.columns else [False] * len(raw)
     hashes = []
@@ -324,6 +359,8 @@ def _row_hashes(raw: pl.DataFrame, users: Sequence[str | None], lists: Mapping[s
             continue
         row = dict(zip(others, values[place], strict=True))
         row["user_id"] = users[place]
+        if contexts is not None and contexts[place] is not None:
+            row["context"] = contexts[place]
         for name, column in lists.items():
             row[name] = column[place]
         row["history"] = row["history"] or []

@@ -135,3 +135,25 @@ def batch(
         shard_size=shard_size, device=device, dtype=dtype, threads=threads, repeats=repeats, clock=clock,
     )  # fmt: skip
     return report, json_, report.save(out, "batch") if out is not None else []
+
+
+def prompts(
+    data: Annotated[Path, typer.Argument(help="A data set folder.")],
+    adapter: Annotated[
+        Path | None, typer.Argument(help="Trained on it; unset: shipped prompts and atomic identifiers.")
+    ] = None,
+    users: Annotated[int, typer.Option(help="Prompts of one round.")] = 8192,
+    max_length: Annotated[int, typer.Option(help="Of prompts without an adapter.")] = 256,
+    processes: Annotated[int | None, typer.Option(help="At the same time; unset: one per core.")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
+    clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
+    out: Out = None,
+    json_: Json = False,
+) -> tuple[Report, bool, list[Path]]:
+    """Prompts made of histories per second, sequences and questions, on one core and on all."""
+    from genrec.benchmarks import prompts as benchmark
+
+    report = benchmark.prompts(
+        data, adapter, users=users, max_length=max_length, processes=processes, repeats=repeats, clock=clock
+    )
+    return report, json_, report.save(out, "prompts") if out is not None else []

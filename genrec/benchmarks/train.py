@@ -372,7 +372,7 @@ def per_target(made: Plan, setup: _Setup) -> np.ndarray:
     prompt, tokenization, users = setup.prompts[0], setup.tokenization, setup.data.user_rows
     result = []
     lengths: dict[int, tuple[NDArray[np.int64], int]] = {}
-    for epoch, task, kind, index, start, stop, context in made.table.tolist():
+    for epoch, task, kind, index, start, stop, skip in made.table.tolist():
         if kind != HISTORY or setup.prompts[task].kind != "sequence":
             continue
         if index not in lengths:
@@ -380,7 +380,7 @@ def per_target(made: Plan, setup: _Setup) -> np.ndarray:
             fragments = tokenization.fragment_lengths(prompt, setup.split.train[index])
             lengths[index] = fragments, tokenization.history_budget(head)
         length, budget = lengths[index]
-        for event in range(start + context, stop):
+        for event in range(start + skip, stop):
             first = kept_from(length[:event], budget)
             result.append((epoch, task, HISTORY, index, first, event + 1, event - first))
     return np.array(result, dtype=np.int32).reshape(-1, 7)

@@ -167,6 +167,7 @@ def import_files(
     min_rating: float | None = None,
     events: Iterable[str] | Mapping[str, float] | None = None,
     exclude_seen: bool = True,
+    context: Iterable[str] = (),
     name: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
     all_items: bool = False,
@@ -199,6 +200,7 @@ def import_files(
         min_rating=min_rating,
         events=events,
         exclude_seen=exclude_seen,
+        context=context,
         name=name,
         on_bad_row=on_bad_row,
     )

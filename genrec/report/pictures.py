@@ -1,7 +1,8 @@
-"""The pictures of a report as inline SVG: bars with intervals, differences with intervals, and small multiples.
+"""The pictures of a report as inline SVG (bars with intervals, differences with intervals, and small multiples), and
+that of an explanation as PNG.
 
-Text stays text (so that a page can be searched and a reader's font used), nothing is parsed as mathematics, and the
-same numbers give the same bytes.
+In SVG text stays text (so that a page can be searched and a reader's font used); nothing is parsed as mathematics, and
+the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _BETTER, _WORSE, _EITHER = "#0072b2", "#d55e00", "#7f7f7f"
 
 SHOWN = len(COLOURS)  # Recommenders in the picture of segments; more cannot be told apart.
 SEGMENTS_SHOWN = 13  # Segments of one kind in it.
+EVENTS_SHOWN = 20  # Events in the picture of an explanation, those that change the score most.
 _HALF = 5  # Segments that find room in half a line.
 
 
@@ -216,3 +218,66 @@ def multiples(segments: Mapping[str, Mapping[str, Any]], names: Sequence[str], k
     """recall@k of up to ``SHOWN`` recommenders in every segment, one panel a kind of segment, with intervals."""
     with _settings("multiples"):
         return _svg(_multiples(segments, names[:SHOWN], k), f"recall@{k} with 95% intervals by segment")
+
+
+def _explanation(
+    events: Sequence[tuple[str, float]], steps: Sequence[tuple[str, float, float | None, bool]], title: str
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    most = sorted(range(len(events)), key=lambda place: -abs(events[place][1]))[:EVENTS_SHOWN]
+    shown = [events[place] for place in sorted(most)]  # The newest event has the highest place.
+    figure = Figure(figsize=(9, 1.6 + 0.25 * max(len(shown), 5)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure.suptitle(_label(title, 90), fontsize=10)
+    colours = [_BETTER if change < 0 else _WORSE for _, change in shown]
+    left.barh(range(len(shown)), [change for _, change in shown], color=colours, height=0.62)
+    left.set_yticks(range(len(shown)), [_label(name, 40) for name, _ in shown])
+    left.set(title="left out, the score changes by", xlabel="left of zero, the event speaks for the item")
+    left.set_ylim(-0.6, max(len(shown), 1) - 0.4)
+    left.tick_params(axis="y", length=0)
+    if shown:
+        left.axvline(0, color="#444444", linewidth=1)
+    else:
+        left.set_xticks([])
+        left.text(0.5, 0.5, "no event was read", transform=left.transAxes, ha="center", va="center")
+    levels = range(1, len(steps) + 1)
+    right.plot(levels, [score for _, score, _, _ in steps], color="#9a9a9a", linewidth=1)
+    for name, colour, wanted in (("kept", _BETTER, True), ("dropped", _WORSE, False)):
+        found = [(level, step[1]) for level, step in zip(levels, steps, strict=True) if step[3] is wanted]
+        if found:
+            right.plot(*zip(*found, strict=True), "o", color=colour, mfc=colour if wanted else "white", label=name)
+    bars = [(level, step[2]) for level, step in zip(levels, steps, strict=True) if step[2] is not None]
+    if bars:
+        right.plot(*zip(*bars, strict=True), "_", color="#222222", markersize=14, label="last beam")
+    right.set(title="score, token by token", xlim=(0.5, len(steps) + 0.5))
+    right.set_xticks(levels, [_label(token, 12) for token, *_ in steps], fontsize=8 if len(steps) <= 4 else 6)
+    right.legend(frameon=False)
+    left.grid(axis="x", color="#e5e5e5")
+    right.grid(axis="y", color="#e5e5e5")
+    for axis in (left, right):
+        _plain(axis)
+    return figure
+
+
+def explanation(
+    events: Sequence[tuple[str, float]], steps: Sequence[tuple[str, float, float | None, bool]], title: str
+) -> bytes:
+    """Why an item is recommended, or is not, as a PNG: events that count, and the search token by token.
+
+    Args:
+        events: Of the history, oldest first: name, and the change of the item's score where the event is left out.
+            The ``EVENTS_SHOWN`` that change it most are drawn.
+        steps: Of the item's identifier: token, score so far, score of the last beam, whether it was kept.
+        title: Above both.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    target = io.BytesIO()
+    with _settings("explanation"), warnings.catch_warnings():
+        # A script that matplotlib's own font lacks is drawn as boxes; ids and numbers stay readable.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font", category=UserWarning)
+        figure = _explanation(events, steps, title)
+        FigureCanvasAgg(figure)
+        figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
+    return target.getvalue()
