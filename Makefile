@@ -21,7 +21,7 @@ quickstart: install ## install, then the whole flow on MovieLens-100K
 	$(BIN)/genrec quickstart
 
 test: install ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal  # Neighbours share their fixtures.
 
 test-slow: install .venv/smollm2 ## the slow tests: a real base, long runs
 	$(BIN)/python -m pytest -m slow

@@ -294,6 +294,7 @@ def test_what_a_process_set_for_transformers_stays(made: Path, capfd: pytest.Cap
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_importing_it_silences_nobody() -> None:
     code = (
         "import transformers; transformers.logging.set_verbosity_info(); import genrec.base; "

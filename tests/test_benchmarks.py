@@ -56,6 +56,7 @@ def model(layers: int = 2, tied: bool = True) -> hf.PreTrainedModel:
     return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)).eval()
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_written(tiny: str, tmp_path: Path) -> None:
     options = ["--quick", "--users", "2", "--repeats", "1", "--threads", "1", "--json", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, ["bench", "decode", "--model", tiny, *options], catch_exceptions=False)
@@ -579,7 +580,15 @@ def test_batch_benchmark_compares_the_job_with_its_engine(workspace: Path, tmp_p
         batch_benchmark.batch(workspace / "adapters" / "lora", users=0)
 
 
-def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_benchmark_divides_the_memory_of_jobs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([2.0, 3.0])
+    monkeypatch.setattr(batch_benchmark, "_job", lambda _: (1.0, next(peaks)))
+    adapter = workspace / "adapters" / "lora"
+    assert batch_benchmark.batch(adapter, parts=["memory"], sizes=(5, 9)).rows[-1].value == 1.5
+
+
+@pytest.mark.slow
+def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path) -> None:
     adapter = workspace / "adapters" / "lora"
     found = batch_benchmark.batch(adapter, parts=["memory"], sizes=(5,), k=3)
     assert [(row.setting, row.what) for row in found.rows] == [
@@ -587,9 +596,6 @@ def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path, monkeypatc
         ("5 users", "whole process, dummy engine"),
     ]
     assert found.rows[0].value > 10
-    peaks = iter([2.0, 3.0])
-    monkeypatch.setattr(batch_benchmark, "_job", lambda _: (1.0, next(peaks)))
-    assert batch_benchmark.batch(adapter, parts=["memory"], sizes=(5, 9)).rows[-1].value == 1.5
 
 
 def test_batch_benchmark_tells_why_a_job_failed() -> None:

@@ -143,7 +143,7 @@ def check_kills(root: Path, recipe: str, moments: Iterable[tuple[str, float]], c
     ("recipe", "kills"),
     [
         ("lora", [("write", 9), ("rename", 3), ("time", 0.7)]),
-        ("pretrained", [("remove", 1), ("write", 21)]),
+        pytest.param("pretrained", [("remove", 1), ("write", 21)], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_adapter(shop: Path, recipe: str, kills: list[tuple[str, float]]) -> None:
