@@ -15,7 +15,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -392,6 +392,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {folded[close[0]]!r}?"
     return f"Known: {', '.join(names[:20]) or 'none'}{', ...' if len(names) > 20 else '.'}"
+
+
+def closest(unknown: object, known: Collection[str], otherwise: str) -> str:
+    """The sentence that names the closest of known ids, or ``otherwise``; more than 50,000 are not looked through."""
+    close = suggestion(str(unknown), known) if len(known) <= 50_000 else ""
+    return close if close.startswith("Did") else otherwise
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

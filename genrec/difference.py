@@ -68,7 +68,7 @@ class Difference:
         ndcg: Validation NDCG@10 of the adapter with each, where it was measured: ``a``, ``b``, and ``change``, ``low``
             and ``high``, the mean of the paired differences and its 95% interval; ``cases``, their number.
         not_as_trained: Which of "a" and "b" the adapter was not trained with, of those that were measured.
-        notes: What could not be shown, and why.
+        notes: What looks wrong in the prompts, and what could not be shown, and why.
     """
 
     a: str
@@ -113,7 +113,6 @@ def difference(
     setting = Setting.of(adapter, data=data, base=base, max_length=max_length)
     prompts = [Prompt.load(path) for path in (a, b)]
     asks = [prompt.name for prompt in prompts if prompt.kind == "question"]
-    notes = []
     if measured is None:
         measured = setting.adapter is not None and not asks
     elif measured and (setting.adapter is None or asks):
@@ -122,13 +121,15 @@ def difference(
     if users < 1:
         raise ConfigError(f"users is {users}. At least one is sampled.")
 
+    both = zip((a, b), prompts, strict=True)
+    notes = list(dict.fromkeys(f"{path}:{problem}" for path, one in both for problem in setting.problems(one)))
     ids = setting.dataset.user_ids
     chosen = np.sort(np.random.default_rng(seed).permutation(len(ids))[:users])
     pairs = []
     for user in (ids[place] for place in chosen.tolist()):
-        both = [setting.case(prompt, user) for prompt in prompts]
-        if both[0] is not None and both[1] is not None:
-            pairs.append(Pair(user, both[0], both[1]))
+        old, new = (setting.case(prompt, user) for prompt in prompts)
+        if old is not None and new is not None:
+            pairs.append(Pair(user, old, new))
     if len(pairs) < len(chosen):
         notes.append(f"{len(chosen) - len(pairs)} of {len(chosen)} users are not asked: their last event has no answer")
     result: dict[str, Any] = {"notes": notes}

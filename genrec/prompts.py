@@ -226,8 +226,8 @@ def check(
     is not used; a history of which no item is told, an empty block and characters that nobody sees, which do no harm;
     and
 
-    * where the columns of the items, users and interactions tables are given, columns that they lack, unless read
-      under ``default`` or ``is defined``;
+    * where the columns of the items, users and interactions tables are given, columns that they lack, unless
+      ``default`` follows them, or they are read where ``is defined`` or ``is not none`` has said that they are there;
     * where a ``genrec.tokenization.Tokenization`` is given, words that are spelled like a control token, and what
       cannot be rendered or does not fit ``max_length``, of up to 1,000 items spread over the catalogue.
 
@@ -263,7 +263,7 @@ def _build(source: str, name: str, where: str) -> Prompt:
         raise PromptError(f"{where}:{min(found.problems)}")
     reads: dict[str, set[str]] = {root: set() for root in ("item", "history", "user", "context", "event")}
     for read in found.reads:
-        if read.column != "identifier":
+        if read.column != "identifier" or read.root not in ("item", "history"):  # There alone it is no column.
             reads[read.root].add(read.column)
     digest = hashlib.sha256(source.encode()).hexdigest()
     return Prompt(

@@ -14,7 +14,7 @@ import polars as pl
 
 from genrec import progress, recommendations, tables
 from genrec.adapter import Adapter
-from genrec.config import suggestion, workspace_of
+from genrec.config import closest, suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.decoding import MAX_BEAMS, Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
@@ -48,6 +48,12 @@ def beams_for(k: int, num_beams: int | None) -> int:
     if beams < k:
         raise ConfigError(f"num_beams is {beams}, below k, which is {k}. Leave it out, or raise it.")
     return beams
+
+
+def _one_each(told: Rows | None, what: str, count: int) -> Rows:
+    if told is not None and len(told) != count:
+        raise ConfigError(f"{count} histories and {len(told)} {what} were given; one of {what} per history.")
+    return [None] * count if told is None else told
 
 
 class Recommender:
@@ -151,16 +157,16 @@ class Recommender:
         from genrec.engines.local import LocalEngine
 
         wanted = dtype_of(self.adapter, dtype)
+        if str(device).partition(":")[0] == "cpu":
+            needed = memory(self.adapter, self.tokenization, self.trie, wanted)
+            if needed.weights > (free := memory_at_hand(torch.device("cpu"))):
+                raise ConfigError(
+                    f"{self.adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
+                    "smaller dtype (bfloat16), or another device."
+                )
+        model: Any = self.adapter.model(self.tokenization, dtype=wanted)
         try:
-            where = torch.device(device)
-            if where.type == "cpu":
-                needed, free = memory(self.adapter, self.tokenization, self.trie, wanted), memory_at_hand(where)
-                if needed.weights > free:
-                    raise ConfigError(
-                        f"{self.adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
-                        "smaller dtype (bfloat16), or another device."
-                    )
-            model: Any = self.adapter.model(self.tokenization, dtype=wanted).to(where)
+            model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device is {str(device)!r}, and PyTorch refused it: {error}") from error
         answering = copy(self)
@@ -192,8 +198,9 @@ class Recommender:
                 ``not_as_trained`` tells.
 
         Raises:
-            AdapterError: The model was trained with another prompt; the message has the difference.
-            PromptError: It breaks the contract, reads a column that the items lack, or is no sequence prompt.
+            AdapterError: The model was trained with another prompt (the message has the difference), or it is no
+                sequence prompt, or reads a column that the items lack.
+            PromptError: It breaks the contract of prompts.
         """
         changed = copy(self)
         changed.adapter = self._with_prompt(prompt, untrained)
@@ -254,18 +261,12 @@ class Recommender:
             return np.array([self.index[item] for item in items], dtype=np.int32)
         except KeyError:
             unknown = next(item for item in items if item not in self.index)
-            close = suggestion(str(unknown), self.item_ids) if len(self.item_ids) <= 50_000 else ""
-            hint = close if close.startswith("Did") else "The adapter knows the items that it was trained with."
+            hint = closest(unknown, self.index, "The adapter knows the items that it was trained with.")
             raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {self.adapter.path}. {hint}") from None
 
     def _prompts(self, histories: Sequence[np.ndarray], users: Rows | None, contexts: Rows | None) -> list[Any]:
-        for told, what in ((users, "users"), (contexts, "contexts")):
-            if told is not None and len(told) != len(histories):
-                raise ConfigError(
-                    f"{len(histories)} histories and {len(told)} {what} were given; one of {what} per history."
-                )
-        who = [None] * len(histories) if users is None else users
-        return self.tokenization.sequences(self.adapter.prompt, histories, who, contexts)
+        who, told = _one_each(users, "users", len(histories)), _one_each(contexts, "contexts", len(histories))
+        return self.tokenization.sequences(self.adapter.prompt, histories, who, told)
 
     def search(
         self,
@@ -361,7 +362,7 @@ class Recommender:
             allowed: Only these items.
             blocked: None of these items.
             users: Per history the columns of the users table that the prompt's head may read; of one history a mapping
-                does. Those that are not given are empty.
+                does. Those that are not given are those of ``data`` for its users, else empty.
             contexts: The same of what is known of this very choice: ``{"query": "tea", "hour": 18}``.
             data: A data set or its folder; the one that the adapter was trained on where it is not given.
 
@@ -374,15 +375,13 @@ class Recommender:
             ConfigError: ``k`` or ``num_beams`` out of range, a ``where`` that is none, or other arguments amiss.
         """
         one = isinstance(histories, str)
+        users = [users] if isinstance(users, Mapping) else users
         if (histories is None) == (user_ids is None):
             raise ConfigError("recommend takes histories or user_ids, one of the two. Write recommend([id, id]).")
         if histories is None or isinstance(histories, str):
-            asked = [histories] if isinstance(histories, str) else list(user_ids or ())
             if isinstance(user_ids, str):
                 raise ConfigError(f"user_ids is the text {user_ids!r}. Write recommend({user_ids!r}) for one user.")
-            known = [self.user_history(user, data) for user in asked]
-            given: list[History] = [history for history, _ in known]
-            users = [row for _, row in known] if users is None else users
+            given, users = self._of_data([histories] if user_ids is None else user_ids, users, data)
         else:
             one = len(histories) > 0 and all(isinstance(item, str) for item in histories)
             given = [histories] if one else list(histories)  # type: ignore[list-item]
@@ -393,8 +392,7 @@ class Recommender:
                 )
         found = self.search(
             [self.indices(history) for history in given], k, num_beams=num_beams, exclude_seen=exclude_seen,
-            users=[users] if isinstance(users, Mapping) else users,
-            contexts=[contexts] if isinstance(contexts, Mapping) else contexts,
+            users=users, contexts=[contexts] if isinstance(contexts, Mapping) else contexts,
             allowed=self.allowed(where, allowed, blocked),
         )  # fmt: skip
         lists = [self._list(*told) for told in zip(found.items, found.scores, found.reasons, strict=True)]
@@ -446,18 +444,18 @@ class Recommender:
             k, num_beams, exclude_seen, where, allowed, blocked, data: As in ``recommend``, for all rows.
 
         Returns:
-            A table of the same kind: ``user_id`` (where there is none ``row``, from 0), ``rank``, ``item_id``,
-            ``title``, ``score`` and ``reason`` (why a list is short, or null); a row per item, and one without an item
-            for an empty list.
+            A table of the same kind (of a lazy one an eager one): ``user_id`` (where there is none ``row``, from 0),
+            ``rank``, ``item_id``, ``title``, ``score`` and ``reason`` (why a list is short, or null); a row per item,
+            and one without an item for an empty list.
 
         Raises:
             DataError: A column is missing, or is of another type.
             UnknownIdError, ConfigError: As ``recommend``.
         """
-        table = tables.as_polars(frame, "users")
-        prompt = self.adapter.prompt
+        table, answering = tables.as_polars(frame, "users"), copy(self)  # Of one prompt, whoever reloads.
+        prompt = answering.adapter.prompt
         read = sorted(prompt.reads["user"] & {*table.columns})
-        users: list[dict[str, Any] | None] | None = table.select(read).to_dicts() if read else None  # type: ignore[assignment]
+        users: Rows | None = table.select(read).to_dicts() if read else None
         ids = tables.as_ids(table["user_id"]) if "user_id" in table.columns else None
         if "history" in table.columns:
             kind = table.schema["history"]
@@ -465,24 +463,21 @@ class Recommender:
                 raise DataError(f"users: column history is {kind}; it takes lists of item ids.")
             for problem in prompt.check(user_columns=table.columns):
                 raise DataError(f"the users do not fit prompt {prompt.name}, {problem}")
-            histories = [history or [] for history in table["history"].cast(pl.List(pl.String)).to_list()]
+            given: list[History] = [history or [] for history in table["history"].cast(pl.List(pl.String)).to_list()]
         elif ids is not None:
-            known = [self.user_history(user, data) for user in ids.to_list()]
-            histories = [history for history, _ in known]
-            own = users or [None] * len(known)
-            users = [{**(row or {}), **(told or {})} for (_, row), told in zip(known, own, strict=True)]
+            given, users = self._of_data(ids.to_list(), users, data)
         else:
             raise DataError(f"users: no column 'history' and no 'user_id'; it has {', '.join(table.columns)}.")
         contexts = None
-        if "context" in table.columns:
+        if "context" in table.columns and table.schema["context"] != pl.Null:  # That is one of no values at all.
             if not isinstance(table.schema["context"], pl.Struct):
                 raise DataError(f"users: column context is {table.schema['context']}; it takes structs.")
             contexts = table["context"].to_list()
-        lists = self.recommend(
-            histories, k, num_beams=num_beams, exclude_seen=exclude_seen, where=where, allowed=allowed,
+        lists = answering.recommend(
+            given, k, num_beams=num_beams, exclude_seen=exclude_seen, where=where, allowed=allowed,
             blocked=blocked, users=users, contexts=contexts,
-        ) if histories else []  # fmt: skip
-        key = pl.Series("row", range(len(histories)), dtype=pl.Int64) if ids is None else ids
+        ) if given else []  # fmt: skip
+        key = pl.Series("row", range(len(given)), dtype=pl.Int64) if ids is None else ids
         made = recommendations.frame(lists, key)
         if isinstance(frame, pl.DataFrame | pl.LazyFrame):
             return made
@@ -541,7 +536,7 @@ class Recommender:
         """Why an item is in the list of a history, or is not: see ``genrec.explanations.explain``."""
         from genrec.explanations import explain
 
-        return explain(self, history, item, **options)
+        return explain(copy(self), history, item, **options)  # Of one prompt, whoever reloads.
 
     # Users of a data set
 
@@ -567,11 +562,18 @@ class Recommender:
         before = sum(map(len, loaded.histories[:index]))
         return loaded.events[before : before + len(loaded.histories[index])].to_dicts()
 
+    def _of_data(
+        self, user_ids: Iterable[Any], users: Rows | None, data: str | Path | Dataset | None
+    ) -> tuple[list[History], Rows]:
+        """Whole histories and columns of users of a data set; what ``users`` tell goes before what it says."""
+        known = [self.user_history(user, data) for user in user_ids]
+        told = zip(known, _one_each(users, "users", len(known)), strict=True)
+        return [history for history, _ in known], [{**(row or {}), **(more or {})} for (_, row), more in told]
+
     def _user(self, user: str, data: str | Path | Dataset | None) -> tuple[Dataset, int]:
         loaded, places, name = self._known_users(data)
         if user not in places:
-            close = suggestion(user, places)
-            hint = close if close.startswith("Did") else f"It has {len(places)} users."
+            hint = closest(user, places, f"It has {len(places)} users.")
             if user in self.index:
                 hint = f"It is an item: a history is a list, [{user!r}]."
             raise UnknownIdError(f'user {user!r} is not in {name}. {hint} Or pass a history: --history "id,id"')

@@ -19,7 +19,7 @@ import polars as pl
 
 from genrec import base as bases
 from genrec.adapter import Adapter
-from genrec.config import Recipe, suggestion, workspace_of
+from genrec.config import Recipe, closest, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, UnknownIdError
 from genrec.identifiers import Identifiers
@@ -152,13 +152,17 @@ class Setting:
 
         Raises:
             ConfigError: Neither an adapter nor both of data and base, or both, or a base with identifiers of others.
+            DataError: ``data`` is no data set.
         """
         if adapter is not None:
             if base is not None or max_length is not None:
                 raise ConfigError("an adapter has its own base and max_length. Leave --base and --max-length out.")
             loaded = Adapter.load(adapter)
             known = workspace_of(loaded.path) / loaded.manifest["data"]["path"]
-            return cls(loaded.tokenization(), loaded, Path(data) if data is not None else known)
+            setting = cls(loaded.tokenization(), loaded, Path(data) if data is not None else known)
+            if data is not None:
+                _ = setting.dataset  # What was named has to be there.
+            return setting
         if data is None or base is None:
             raise ConfigError(
                 "a prompt is rendered with an adapter, adapters/NAME, or before there is one with a data set and a "
@@ -183,6 +187,30 @@ class Setting:
         """The data set whose users are rendered, read when it is first asked for."""
         return Dataset.load(self.data)
 
+    @property
+    def columns(self) -> tuple[list[str], list[str] | None, list[str] | None]:
+        """Those of items, users and interactions; of the latter two None where the data set is elsewhere.
+
+        An adapter holds all that its prompts are rendered with, and may be where its data set is not.
+        """
+        if not (self.data / "manifest.json").exists():
+            return self.tokenization.items.columns, None, None
+        users = self.dataset.users
+        return self.tokenization.items.columns, [] if users is None else users.columns, self.dataset.events.columns
+
+    @cached_property
+    def _rooms(self) -> dict[str, int]:
+        return {}
+
+    def _room(self, prompt: Prompt) -> int:
+        """Tokens that training leaves for the answer: of a question about an event, those of the longest in the log."""
+        if prompt.subject != "event":
+            return 0
+        if prompt.hash not in self._rooms:
+            answers = event_answers(prompt, self.dataset.events)
+            self._rooms[prompt.hash] = self.tokenization.answer_room(prompt, answers)
+        return self._rooms[prompt.hash]
+
     @cached_property
     def _index(self) -> dict[str, int]:
         return {item_id: index for index, item_id in enumerate(self.tokenization.identifiers.item_ids)}
@@ -192,16 +220,13 @@ class Setting:
         unknown = next((item for item in items if item not in self._index), None)
         if unknown is not None:
             where = self.data if self.adapter is None else self.adapter.path
-            close = suggestion(str(unknown), self._index) if len(self._index) <= 50_000 else ""
-            hint = close if close.startswith("Did") else f"It has {len(self._index)} items."
+            hint = closest(unknown, self._index, f"It has {len(self._index)} items.")
             raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {where}. {hint}")
         return np.array([self._index[item] for item in items], dtype=np.int32)
 
     def problems(self, prompt: Prompt) -> list[Problem]:
-        """What looks wrong in a prompt here: as ``Prompt.check`` with all columns and the tokenizer."""
-        users = self.dataset.users
-        columns = (self.tokenization.items.columns, [] if users is None else users.columns, self.dataset.events.columns)
-        return prompt.check(*columns, tokenization=self.tokenization)
+        """What looks wrong in a prompt here: as ``Prompt.check`` with ``columns`` and the tokenizer."""
+        return prompt.check(*self.columns, tokenization=self.tokenization)
 
     def case(self, prompt: Prompt, user: str) -> Rendered | None:
         """The last choice of a user: the events before it, and as the answer what came. None: it is not asked about.
@@ -292,8 +317,7 @@ class Setting:
         """The whole history of a user, the user's columns, and what the log says of each event."""
         data = self.dataset
         if user not in data.user_ids:
-            close = suggestion(user, data.user_ids)
-            hint = close if close.startswith("Did") else f"It has {len(data.user_ids)} users."
+            hint = closest(user, data.user_ids, f"It has {len(data.user_ids)} users.")
             raise UnknownIdError(f'user {user!r} is not in {self.data}. {hint} Or pass a history: --history "id,id"')
         index = data.user_ids.index(user)
         before, length = sum(map(len, data.histories[:index])), len(data.histories[index])
@@ -313,8 +337,9 @@ class Setting:
             return rendered_sequence(self.tokenization, prompt, events, target, user, context)
         tokenization, told, cut = self.tokenization, [], 0
         read, answer = tokenization.question(
-            prompt, target, history=events, user=user, context=context, event=event if prompt.subject == "event" else {}
-        )
+            prompt, target, history=events, user=user, context=context,
+            event=event if prompt.subject == "event" else {}, room=self._room(prompt),
+        )  # fmt: skip
         size = head = _size(read)
         if prompt.subject != "item":
             told = [tokenization.item(int(item)) for item in events]

@@ -243,7 +243,7 @@ def contract(source: str) -> str:
 
 
 class _Read(NamedTuple):
-    """A column read in a block; ``guarded``, under ``default`` or ``is defined``, it may be missing."""
+    """A column read in a block; ``guarded``, by ``default`` or by a test that it is there, it may be missing."""
 
     block: str
     root: str
@@ -258,15 +258,41 @@ def _problem(place: tuple[int, int], message: str, fix: str) -> Problem:
 
 def _start(node: nodes.Node) -> int:
     """The offset of the first character of an expression."""
-    inner = getattr(node, "node", None)
-    if isinstance(inner, nodes.Node) and not isinstance(node, nodes.Not):
-        return _start(inner)
+    if isinstance(node, nodes.Filter | nodes.Test | nodes.Getattr | nodes.Getitem | nodes.Call) and node.node:
+        return _start(node.node)
     return node.lineno if node.lineno is not None else _start(next(node.iter_child_nodes()))
 
 
 def _says(part: nodes.Node) -> bool:
     """Whether it is more than space."""
     return not isinstance(part, nodes.TemplateData) or bool(part.data.strip())
+
+
+def _passed(node: nodes.Node) -> set[int]:
+    """The offsets of columns that, where they are missing, are the value of ``node``: nothing is computed of them."""
+    match node:
+        case nodes.Getattr() | nodes.Getitem():
+            return {node.lineno + 1}
+        case nodes.Filter(name="default", args=others):
+            return set().union(*map(_passed, others))
+        case nodes.CondExpr(expr1=one, expr2=nodes.Expr() as other):
+            return _passed(one) | _passed(other)
+    return set()
+
+
+def _asked(test: nodes.Node, scope: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Root and column of all that is there wherever ``test`` holds."""
+    match test:
+        case nodes.And(left=left, right=right):
+            return _asked(left, scope) | _asked(right, scope)
+        case nodes.Test(name="defined", node=column) | nodes.Not(node=nodes.Test(name="none", node=column)):
+            match column:
+                case (
+                    nodes.Getattr(node=nodes.Name(name=name), attr=key)
+                    | nodes.Getitem(node=nodes.Name(name=name), arg=nodes.Const(value=key))
+                ):
+                    return {(scope.get(name, ""), key)}
+    return set()
 
 
 class Inspection:
@@ -423,7 +449,10 @@ class Inspection:
                         part.lineno = _start(part)  # Where an error of rendering is reported.
             elif isinstance(node, nodes.If):
                 self.value(node.test, scope)
-                identifiers += self.body([*node.body, *node.elif_, *node.else_], scope)
+                before = len(self.reads)
+                identifiers += self.body(node.body, scope)
+                self.guard(before, columns=_asked(node.test, scope))
+                identifiers += self.body([*node.elif_, *node.else_], scope)
             elif isinstance(node, nodes.For):
                 identifiers += self.loop(node, scope)
             else:
@@ -502,15 +531,28 @@ class Inspection:
             case nodes.Test(name="defined" | "none", args=[], kwargs=[], dyn_args=None, dyn_kwargs=None):
                 before = len(self.reads)
                 self.expression(node.node, scope)  # Also of a whole row: `user is defined`.
-                self.reads[before:] = [read._replace(guarded=True) for read in self.reads[before:]]
-            case nodes.Compare() | nodes.Operand() | nodes.Not() | nodes.And() | nodes.Or() | nodes.CondExpr():
-                if isinstance(node, nodes.CondExpr) and node.expr2 is None:
-                    node.expr2 = nodes.Const("", lineno=node.lineno)
+                self.guard(before, offsets=_passed(node.node))
+            case nodes.And(left=test, right=then) | nodes.CondExpr(test=test, expr1=then):
+                self.value(test, scope)
+                before = len(self.reads)
+                self.value(then, scope)
+                self.guard(before, columns=_asked(test, scope))
+                if isinstance(node, nodes.CondExpr):
+                    node.expr2 = node.expr2 or nodes.Const("", lineno=node.lineno)
+                    self.value(node.expr2, scope)
+            case nodes.Compare() | nodes.Operand() | nodes.Not() | nodes.Or():
                 for child in node.iter_child_nodes():
                     self.value(child, scope)
             case _:
                 return self.refuse_node(node)
         return "value"
+
+    def guard(self, first: int, *, offsets: Iterable[int] = (), columns: Iterable[tuple[str, str]] = ()) -> None:
+        """Of the reads from number ``first`` on, those at the ``offsets``, and those of the ``columns``, may miss."""
+        for number in range(first, len(self.reads)):
+            read = self.reads[number]
+            if read.offset in offsets or (read.root, read.column) in columns:
+                self.reads[number] = read._replace(guarded=True)
 
     def elsewhere(self, name: str) -> str:
         """Where a prompt of this kind may read the root ``name``, which the block at hand may not; "" if none is."""
@@ -529,8 +571,8 @@ class Inspection:
         types, before = FILTERS[name][1], len(self.reads)
         if node.node is not None and self.value(node.node, scope) == "rows" and name != "length":
             self.refuse(node.lineno, f"`{name}` of a list of items", "Write `{% for past in history %}`")
-        if name == "default":
-            self.reads[before:] = [read._replace(guarded=True) for read in self.reads[before:]]
+        if name == "default" and node.node is not None:
+            self.guard(before, offsets=_passed(node.node))
         fits = len(node.args) <= len(types) and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
         for argument, expected in zip(node.args, types, strict=False):
             self.value(argument, scope)

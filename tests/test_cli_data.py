@@ -53,6 +53,19 @@ def test_data_import_of_files_with_other_names(run: Run, shop: Path) -> None:
     assert genrec.Dataset.load("data/shop").items.height == 4
 
 
+def test_data_import_keeps_the_columns_that_prompts_read_of_a_choice(run: Run, shop: Path) -> None:
+    lines = LOG.splitlines()
+    Path("log.csv").write_text("\n".join([f"{lines[0]},query,page", *(f"{line},find tea,2" for line in lines[1:])]))
+    command = ("data", "import", "log.csv", "items.csv", "--out", "data/shop", *MAPPED)
+    assert run(*command, "--context", "query").code == 0
+    data = genrec.Dataset.load("data/shop")
+    assert data.context_columns == ["query"]
+    assert data.interactions["query"].to_list() == ["find tea"] * 5
+    done = run(*command, "--context", "querry", "--overwrite")
+    assert done.code == 4
+    assert "log.csv has no column 'querry' for context. Did you mean 'query'?" in done.err
+
+
 def test_data_import_stops_at_a_bad_row_or_skips_it(run: Run, shop: Path) -> None:
     Path("log.csv").write_text(LOG + "c3,zzz,2026-03-04,view\n,a,2026-03-04,view\nc3,a,soon,view\n")
     command = ("data", "import", "log.csv", "items.csv", "--out", "data/shop", *MAPPED)

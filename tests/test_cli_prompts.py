@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,17 @@ def test_prompts_render_with_context_and_a_warning(run: Run, inside: Path) -> No
     assert "<|user|>9h<|end|>" in done.out.replace("9h ", "9h")
     assert done.err.startswith("prompts/now.jinja:1:")
     assert "Did you mean 'age'?" in done.err
+
+
+def test_prompts_of_an_adapter_whose_data_set_is_elsewhere(run: Run, inside: Path) -> None:
+    shutil.move("data/tiny", "elsewhere")
+    path, adapter = "prompts/next_item.jinja", "adapters/lora"
+    done = run("prompts", "render", path, adapter, "--history", "i1,i2")
+    assert done.code == 0
+    assert "columns of users and interactions were not checked" in done.err
+    assert run("prompts", "render", path, adapter, "--history", "i1,i2", "--data", "elsewhere").err == ""
+    assert "good (columns of users and interactions" in run("prompts", "check", path, "--adapter", adapter).out
+    assert run("prompts", "check", path, "--adapter", adapter, "--data", "elsewhere").out == f"{path}: good\n"
 
 
 def test_prompts_render_in_colours(monkeypatch: pytest.MonkeyPatch, run: Run, workspace: Path) -> None:

@@ -572,6 +572,27 @@ def test_a_row_has_the_context_of_its_only_target() -> None:
     assert len(sizes) > 3
 
 
+def test_a_question_has_the_context_of_the_event_that_it_asks_about() -> None:
+    asking = Prompt.parse(
+        "{% block user %}{{ context.query }} {{ context.hour }}? {{ item.identifier }}{% endblock %}"
+        "{% block assistant %}{{ event.word }}{% endblock %}",
+        "asking",
+    )
+    prompts, said = [NEXT, asking], SAID.with_columns(word=pl.lit("yes"))
+    made = plan(recipe(1.0, 4.0), prompts, tokenization(), TRAIN, None, USERS, epochs=2, batch_size=4, events=said)
+    rows = Rows(made, prompts, tokenization(), TRAIN, USERS, events=said)
+    begins = np.concatenate([[0], np.cumsum([len(history) for history in TRAIN])])
+    asked = 0
+    for number, (_, task, _, user, _, stop, _) in enumerate(made.table.tolist()):
+        if task == 1:
+            event = int(begins[user]) + stop - 1
+            context = {"query": "q" * (1 + event % 9), "hour": event % 24}
+            ids = tokenization().question_ids(asking, int(TRAIN[user][stop - 1]), room=9, context=context)
+            assert rows.row(number).ids[: len(ids)].tolist() == ids.tolist()
+            asked += 1
+    assert asked > 20
+
+
 def test_a_row_of_many_targets_has_no_context() -> None:
     with pytest.raises(ConfigError, match=r'loss is "every", and the head of the prompt told reads context\.hour'):
         plan(recipe(1.0), [TOLD], tokenization(), TRAIN, None, USERS, epochs=1, batch_size=4, events=SAID)

@@ -124,6 +124,17 @@ def test_users_who_are_not_asked_are_counted(workspace: Path, rec: Recommender, 
     assert found.notes == ["5 of 5 users are not asked: their last event has no answer"]
 
 
+def test_columns_that_are_misspelt_are_noted(workspace: Path, tmp_path: Path) -> None:
+    """Of a user nothing is said where a column is not given, so that nothing else would tell."""
+    path = tmp_path / "aged.jinja"
+    path.write_text(
+        "{% block user %}Aged {{ user.aeg }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    )
+    tiny, base = workspace / "data" / "tiny", str(workspace / "adapters" / "random")
+    found = difference(path, path, data=tiny, base=base, users=1)
+    assert found.notes == [f"{path}:1:30: the table of `user` has no column `aeg`. Did you mean 'age'?"]
+
+
 def test_unchanged_words_are_shortened_beside_a_change(workspace: Path, rec: Recommender, titles: Path) -> None:
     long = [f"i{item}" for item in range(9)]
     default = workspace / "prompts" / "next_item.jinja"

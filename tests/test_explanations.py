@@ -115,6 +115,13 @@ def test_rank_is_exact_where_branches_are_left_out(workspace: Path, monkeypatch:
     check_rank()
 
 
+class CoarseEngine(DummyEngine):
+    """One whose log-probabilities are whole numbers, so that many beginnings and items score the same."""
+
+    def _logprobs(self, states: Any, rows: Any, tokens: Any) -> Any:
+        return -1.0 - np.floor(self.logits(states)[rows, tokens] / 2)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def check_rank(data: st.DataObject) -> None:
@@ -123,13 +130,22 @@ def check_rank(data: st.DataObject) -> None:
     tokens = np.full((len(kept), 4), -1, dtype=np.int32)
     for row, name in enumerate(kept):
         tokens[row, : len(name)] = [ord(letter) - 97 for letter in name]
-    trie, engine = Trie.build(tokens), DummyEngine(6, seed=data.draw(st.integers(0, 100)))
+    trie = Trie.build(tokens)
+    engine = data.draw(st.sampled_from([DummyEngine, CoarseEngine]))(6, seed=data.draw(st.integers(0, 100)))
     prompt = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=5)))
     scores = engine.score([prompt] * len(kept), [row[row >= 0] for row in tokens])
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=len(kept), max_size=len(kept))))
     item = data.draw(st.integers(0, len(kept) - 1))
     search = explanations._Search(engine, prompt, trie, tokens, allowed, item, float(scores[item]))
-    assert search.rank() == 1 + int(((scores > scores[item]) & allowed).sum())
+    before = (scores > scores[item]) | ((scores == scores[item]) & (np.arange(len(kept)) < item))
+    assert search.rank() == 1 + int((before & allowed).sum())
+    # What the levels say is what the search itself ends with.
+    num_beams = data.draw(st.integers(1, 8))
+    found = engine.beam_search([prompt], trie, num_beams, allowed).items[0].tolist()
+    places = [search.at(level, num_beams).place for level in range(1, trie.max_length + 1)]
+    assert (places[-1] is not None) == (item in found)
+    assert item not in found or (None not in places and found[places[-1] - 1] == item)
+    assert None not in places or set(places[places.index(None) :]) == {None}
 
 
 def test_restrictions_that_shut_an_item_out_are_all_named(semantic: Recommender) -> None:

@@ -224,6 +224,16 @@ def test_blocks_that_are_not_there() -> None:
 # Attributes.
 
 
+def test_a_column_called_identifier_is_one_like_any_other_where_there_is_no_item() -> None:
+    text = "{% block user %}{{ user.identifier }} {{ context.identifier }}{% endblock %}"
+    prompt = Prompt.parse(text + "{% block item %}{{ item.identifier }}{% endblock %}", "mine")
+    assert (prompt.reads["user"], prompt.reads["context"], prompt.reads["item"]) == (
+        {"identifier"},
+        {"identifier"},
+        set(),
+    )
+
+
 def test_reads_and_subject() -> None:
     source = question(
         "{{ user.age }}{% for p in history %}{{ p.title }}{{ p.identifier }}{% for c in p.tags %}{{ c }}{% endfor %}"

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,8 +14,11 @@ from sklearn.metrics import roc_auc_score
 import genrec
 from genrec import training
 from genrec.config import Question, Spec
+from genrec.engines.dummy import DummyEngine
 from genrec.errors import ConfigError, DataError, PromptError
 from genrec.evaluation import evaluate
+from genrec.prompts import Prompt
+from genrec.questions import ask
 from genrec.recommender import Recommender
 from genrec.report import cell
 
@@ -102,6 +107,36 @@ def test_answers_equal_a_slow_computation(rated: Path) -> None:
     click = report.questions["click"]["asked"]
     assert f"| asked | {cell(click['metrics']['auc'])} |" in text
     assert "- lora: not trained with the prompt 'click'" in text
+
+
+def test_questions_are_asked_with_the_context_of_their_event(rated: Path) -> None:
+    text = (
+        "{% block user %}At {{ context.timestamp }} {{ item.identifier }}?{% endblock %}"
+        "{% block assistant %}{{ event.rating | int }}{% endblock %}"
+    )
+    prompt, rec = Prompt.parse(text, "rating"), Recommender.load(rated / "adapters" / "asked", engine="dummy")
+    rec.adapter = replace(rec.adapter, prompts={**rec.adapter.prompts, "rating": prompt})
+    asked: list[list[int]] = []
+
+    class Listening(DummyEngine):
+        def score(self, prompts: Any, answers: Any) -> Any:
+            asked.extend(np.asarray(one).tolist() for one in prompts)
+            return super().score(prompts, answers)
+
+    rec.engine = Listening(len(rec.tokenization.tokenizer))
+    data = genrec.Dataset.load(rated / "data" / "rated")
+    split = data.split()
+    cases = np.arange(len(split.test))[::-3]
+    ask(rec, Question("rating", ("1", "2", "3", "4", "5")), data, split, cases)
+    logs = {user: log for (user,), log in data.interactions.group_by("user_id")}
+    expected = []
+    for case in cases.tolist():
+        last = logs[data.user_ids[split.test.users[case]]].row(-1, named=True)
+        if last["rating"] is not None:
+            item, context = int(split.test.targets[case]), {"timestamp": last["timestamp"]}
+            expected += [rec.tokenization.question_ids(prompt, item, room=8, context=context).tolist()] * 5
+    assert len({tuple(ids) for ids in expected}) > 5
+    assert sorted(asked) == sorted(expected)
 
 
 def test_an_auc_of_one_class_is_a_reason_and_no_number(rated: Path) -> None:

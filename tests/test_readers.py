@@ -822,6 +822,15 @@ def test_recbole_files_are_written_as_recbole_reads_them(tmp_path: Path) -> None
     export_recbole(data, out, overwrite=True)
 
 
+def test_context_columns_go_to_recbole_and_come_back_where_they_are_named(tmp_path: Path) -> None:
+    log = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [5, 6], "query": ["tea", None]})
+    data = Dataset.from_frames(log, context=["query"])
+    (told,) = export_recbole(data, tmp_path / "shop")
+    assert told == ".inter query comes back where an import names it, --context query, and as text."
+    assert import_files(tmp_path / "shop", context=["query"]).hash == data.hash
+    assert import_files(tmp_path / "shop").context_columns == []
+
+
 def test_what_recbole_files_cannot_carry_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = pl.DataFrame(
         {"item_id": ["NA", "2"], "title": ["a", "b"], "when": ["2020-01-01", None], "about": ["two\nlines", ""],

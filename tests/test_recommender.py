@@ -250,6 +250,10 @@ def test_one_history_or_user_gives_one_list_and_many_give_many(rec: Recommender,
     other = genrec.Dataset.from_frames(pl.DataFrame({"user_id": ["new", "new"], "item_id": ["i2", "i1"]}))
     assert rec.recommend("new", k=3, data=other) == rec.recommend(["i2", "i1"], k=3)
     assert rec.recommend(user_ids=[]) == []
+    assert rec.recommend(user_ids=np.array(["u3", "u7"]), k=4) == several  # type: ignore[call-overload]
+    assert rec.recommend(user_ids=pl.Series(["u3", "u7"]), k=4) == several  # type: ignore[call-overload]
+    with pytest.raises(UnknownIdError, match=r"user 7 is not in .*tiny\. Did you mean 'u7'\?"):
+        rec.recommend(user_ids=[7])  # type: ignore[list-item]
     with pytest.raises(UnknownIdError, match=r"user 'i7' is not in .*It is an item: a history is a list, \['i7'\]"):
         rec.recommend("i7")
 
@@ -305,6 +309,21 @@ def test_frame_of_users_alone_takes_histories_and_columns_from_the_data(aged: Re
     with pytest.raises(DataError, match="column context is String; it takes structs"):
         aged.recommend_frame(told.with_columns(context=pl.lit("{}")))
     assert aged.recommend_frame(told.clear()).is_empty()
+
+
+def test_what_is_told_of_a_user_goes_before_what_the_data_set_says(aged: Recommender) -> None:
+    aged = Recommender.load(aged.adapter.path, engine="dummy")  # Any other head gives another list.
+    history, row = aged.user_history("u3")
+    older = {**(row or {}), "age": 99}
+    assert aged.recommend("u3", 3, users={"age": 99}) == aged.recommend(history, 3, users=older)
+    assert aged.recommend("u3", 3, users={"unread": 1}) == aged.recommend("u3", 3) != aged.recommend(history, 3)
+    both = aged.recommend(user_ids=["u3", "u5"], k=3, users=[None, {"age": 99}])
+    assert both == [aged.recommend("u3", 3), aged.recommend("u5", 3, users={"age": 99})]
+    found = aged.recommend_frame(pl.DataFrame({"user_id": ["u3", "u5"], "age": [99, 20]}), 3)
+    expected = aged.recommend(user_ids=["u3", "u5"], k=3, users=[{"age": 99}, {"age": 20}])
+    assert found["item_id"].to_list() == [one.item_id for list_ in expected for one in list_]
+    with pytest.raises(ConfigError, match="2 histories and 1 users were given; one of users per history"):
+        aged.recommend(user_ids=["u3", "u5"], users=[{"age": 3}])
 
 
 @pytest.mark.parametrize("which", ["rec", "aged"])
@@ -415,40 +434,74 @@ def test_context_reaches_the_head(told: Recommender) -> None:
     frame = pl.DataFrame({"history": [["i1"], ["i1"]], "context": [{"query": "tea", "hour": 18}, None]})
     found = told.recommend_frame(frame, 24, num_beams=24)
     assert found["item_id"].to_list() == [item.item_id for list_ in (one, other) for item in list_]
+    nothing = told.recommend_frame(frame.with_columns(context=None), 24, num_beams=24)  # As pandas has it.
+    assert nothing["item_id"].to_list() == [item.item_id for _ in range(2) for item in other]
 
 
 # Threads
 
 
-def test_eight_threads_ask_one_recommender(rec: Recommender, told: Recommender, tmp_path: Path) -> None:
+def test_eight_threads_ask_one_recommender(workspace: Path, rec: Recommender, tmp_path: Path) -> None:
     """Every answer is whole: that of one prompt or of the other, while the file is read again and again."""
     files = [tmp_path / "one.jinja", tmp_path / "two.jinja"]
     for file, text in zip(files, ("Age {{ user.age }}", "{{ context.query }}, please"), strict=True):
         file.write_text(SHELL.format(text))
-    shared = rec.with_prompt(files[0], untrained=True)
+    # Of the dummy engine any other head gives another list; the tiny model hardly looks at its head.
+    shared = Recommender.load(workspace / "adapters" / "lora", engine="dummy", prompt=files[0], untrained=True)
     histories = [["i1", "i2"], [], [f"i{item}" for item in range(12)], ["i20"]]
     options: dict[str, Any] = {"users": [{"age": age} for age in (20, 30, 40, 50)], "where": "brand <> 'studio 2'"}
     options["contexts"] = [{"query": word} for word in ("tea", "pot", "cup", "jar")]
     expected = []
     for file in files:
         shared.reload(file, untrained=True)
-        expected.append([[one.item_id for one in found] for found in shared.recommend(histories, 5, **options)])
-    likes = [one.item_id for one in shared.similar("i3", 4)]
+        expected.append(shared.recommend(histories, 5, **options))
+    assert not any(one == other for one, other in zip(*expected, strict=True))
+    model = rec.with_model()  # Its vectors for ``similar`` are made by one of the threads.
+    lists = [[one.item_id for one in found] for found in rec.recommend(histories, 5)]
+    likes = rec.similar("i3", 4)
 
-    def ask(number: int) -> int:
-        seen = set()
+    def ask(number: int) -> None:
         for turn in range(6):
             if number == 0:
                 shared.reload(files[turn % 2], untrained=True)
-            found = [[one.item_id for one in list_] for list_ in shared.recommend(histories, 5, **options)]
-            seen.add(expected.index(found))
-            assert [one.item_id for one in shared.similar("i3", 4)] == likes
+            which = expected.index(shared.recommend(histories, 5, **options))
+            assert number or which == turn % 2  # Nobody else reads the file again.
             assert len(shared.recommend(f"u{number}", 3)) == 3
             assert "<|item_3|>" in shared.prompt(["i3"])
-        return len(seen)
+            assert [[one.item_id for one in found] for found in model.recommend(histories, 5)] == lists
+            assert model.similar("i3", 4) == likes
 
     with ThreadPoolExecutor(8) as pool:
-        assert max(pool.map(ask, range(8))) <= 2
+        list(pool.map(ask, range(8)))
+
+
+def test_what_asks_several_times_is_of_one_prompt(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rec = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+    files = [tmp_path / "one.jinja", tmp_path / "two.jinja"]
+    files[0].write_text(SHELL.format("Age {{ user.age }}"))
+    files[1].write_text(SHELL.format("Not {{ user.size }}"))
+    shared = rec.with_prompt(files[0], untrained=True)
+    frame = pl.DataFrame({"user_id": ["u1", "u2"]})
+    expected = shared.recommend_frame(frame, 24)
+    ask = Recommender.user_history
+
+    def late(self: Recommender, *arguments: Any) -> Any:
+        shared.reload(files[1], untrained=True)
+        return ask(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recommender, "user_history", late)
+        assert shared.recommend_frame(frame, 24).equals(expected)
+    assert not shared.recommend_frame(frame, 24).equals(expected)
+
+    asked: list[Recommender] = []
+    monkeypatch.setattr("genrec.explanations.explain", lambda asking, *_, **__: asked.append(asking))
+    shared.why(["i1"], "i2")
+    shared.reload(files[0], untrained=True)
+    assert "Not" in asked[0].prompt([])
+    assert "Age" in shared.prompt([])
 
 
 # Bad input

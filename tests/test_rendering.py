@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,46 @@ def test_rendered_question_about_an_event(workspace: Path, rec: Recommender, tmp
         render(path, adapter, user="u7", item=new, data=tmp_path / "rated")
     with pytest.raises(DataError, match=r"rating:\d+:\d+: the table of `event` has no column `rating`"):
         render(path, adapter, user="u7")
+
+
+def test_a_question_about_an_event_leaves_the_room_that_training_leaves(
+    workspace: Path, rec: Recommender, tmp_path: Path
+) -> None:
+    """That of the longest answer of the log, so that what is cut does not tell a short answer from a long one."""
+    data = genrec.Dataset.load(workspace / "data" / "tiny")
+    long = pl.col("user_id") == "u1"
+    log = data.interactions.with_columns(mood=pl.when(long).then(pl.lit("abc def " * 5)).otherwise(pl.lit("ok")))
+    genrec.Dataset.from_frames(log.drop("order"), data.items, data.users, context=["mood"]).save(tmp_path / "moods")
+    prompt = Prompt.parse(
+        "{% block user %}{% for past in history %}{{ past.title }};{% endfor %}{{ item.identifier }}?{% endblock %}"
+        "{% block assistant %}{{ event.mood }}{% endblock %}",
+        "mood",
+    )
+    setting = Setting.of(rec.adapter.path, data=tmp_path / "moods")
+    room = rec.tokenization.answer_room(prompt, ["abc def " * 5])
+    user = max(data.user_ids[2:], key=lambda one: len(rec.user_history(one)[0]))
+    history = rec.indices(rec.user_history(user)[0])
+    found = setting.render(prompt, user=user)
+    asked = rec.tokenization.question_ids(prompt, int(history[-1]), room=room, history=history[:-1])
+    assert [index for span in found.read for index in span.ids] == asked.tolist()
+    assert found.cut > 0
+    assert found.tokens["free"] >= room - found.tokens["answer"] > 0
+
+
+def test_an_adapter_whose_data_set_is_elsewhere_renders_all_the_same(workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace / "adapters", tmp_path / "adapters")
+    setting = Setting.of(tmp_path / "adapters" / "lora")
+    assert setting.columns == (["item_id", "title", "brand"], None, None)
+    prompt = Prompt.parse(AGED.replace("item.brand", "item.brnad").replace("user.age", "user.aeg"), "x")
+    (known,) = setting.problems(prompt)
+    assert "`brnad`" in known.message
+    assert setting.render(Prompt.parse(AGED, "x"), history=["i1"]).cut == 0
+    for act in (
+        lambda: setting.render(prompt, user="u1"),
+        lambda: Setting.of(setting.adapter.path if setting.adapter else None, data=tmp_path / "nix"),
+    ):
+        with pytest.raises(DataError, match="holds no data set"):
+            act()
 
 
 def test_question_needs_an_item(workspace: Path, rec: Recommender) -> None:

@@ -456,7 +456,7 @@ def test_contexts_of_rows_reach_the_head_of_the_prompt(dummy: Recommender) -> No
     with pytest.raises(DataError, match=r"Row 4 column row: '\{\"context\": \{\"query\": \"long words .* head takes"):
         recommend_rows(job, rows)
     assert recommend_rows(job, rows, on_bad_row="skip")["item_id"].to_list() == made["item_id"].to_list()
-    with pytest.raises(DataError, match=r"the users do not fit prompt told, .*`context` has no column `query`"):
+    with pytest.raises(DataError, match=r"prompt told, 1:28: its head reads context, .* no such column\. Add one"):
         recommend_rows(job, rows.drop("context"))
     # What no prompt reads is no matter.
     assert recommend_rows(loaded(dummy, k=4), rows)["item_id"].n_unique() > 3

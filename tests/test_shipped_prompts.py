@@ -214,7 +214,13 @@ def test_without_further_columns_it_says_less_or_names_what_it_needs(path: Path)
         variables = {root: given(prompt, root, {}) for root in ("user", "context")}
         for block in prompt.blocks:
             told = {} if prompt.kind == "sequence" and block == "user" else {"item": bare[2], "history": bare[:2]}
-            assert prompt.render(block, **variables, **told)
+            segments = prompt.render(block, **variables, **told)
+            text = "".join("#" if segment.kind == "identifier" else segment.text for segment in segments)
+            assert text
+            # Nothing stands where a column would, were it there.
+            assert "  " not in text
+            assert text == text.strip()
+            assert not any(mark in text for mark in (": -", "()", ", ,", '""'))
     else:
         missing = {f"`{column}`" for root in ("item", "event") for column in prompt.reads[root]}
         assert problems

@@ -440,3 +440,54 @@ def test_what_is_right_is_not_complained_of() -> None:
     assert "hour" in {
         problem.message.split("`")[3] for problem in Inspection(source).all_problems({"event": ["query"]})
     }
+
+
+def table(*columns: str) -> dict[str, list[str]]:
+    return {"item": [*columns], "user": [], "event": []}
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "{{ item.x | default('') | upper }}",
+        "{{ item.x | default(item.y) | default('') }}",
+        "{{ (item.x if item.title else item.y) | default('') }}",
+        "{% if item.x is defined %}{{ item.x | upper }}{% endif %}",
+        "{% if item.x is not none and item['x'] == 'a' %}{{ item['x'] }}{% endif %}",
+        "{% for past in history %}{% if past.x is not none %}{{ past.x }}{% endif %}{% endfor %}",
+        "{{ item.x if item.x is defined else 'none' }}",
+    ],
+)
+def test_what_is_read_where_it_is_there_may_be_missing(user: str) -> None:
+    source = question(user + "{{ item.title }}", "{{ event.rating }}")
+    assert Inspection(source).all_problems({**table("title"), "event": ["rating"]}) == []
+    row = {"title": "T", "identifier": ItemRef(0)}
+    assert Prompt.parse(source, "test").render("user", item=row, history=[row])[-1].text.endswith("T")
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "{{ item.x | upper | default('') }}",
+        "{{ ('a' if item.x else 'b') | default('') }}",
+        "{{ (item.x | upper) is defined }}",
+        "{{ item.title | default('') | default(item.x) }}",
+        "{% if item.x is none %}{{ item.x }}{% endif %}",
+        "{% if item.x is defined or item.title %}{{ item.x }}{% endif %}",
+        "{% if item.x is defined %}{% else %}{{ item.x }}{% endif %}",
+    ],
+)
+def test_what_is_computed_of_a_missing_column_is_told(user: str) -> None:
+    source = question(user + "{{ item.title }}", "{{ event.rating }}")
+    (problem,) = Inspection(source).all_problems({**table("title"), "event": ["rating"]})
+    assert "no column `x`" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("user", "column"),
+    [("{% set a = 1 %}", 20), ("a {{ -1 }}", 22), ("{{ 1 + -item.year }}", 20), ("{{ item.title.format(1) }}", 20)],
+)
+def test_what_is_refused_is_quoted_from_its_beginning(user: str, column: int) -> None:
+    (problem,) = Inspection(question(user + "{{ item.title }}")).problems
+    assert (problem.line, problem.column) == (1, column)
+    assert f"`{user.strip('a {%}')}` is not allowed" in problem.message

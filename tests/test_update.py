@@ -21,6 +21,7 @@ from genrec import curriculum, files, semantic_ids, training, update
 from genrec.adapter import Adapter
 from genrec.curriculum import HISTORY, Fresh
 from genrec.dataset import Dataset
+from genrec.engines.dummy import DummyEngine
 from genrec.engines.local import LocalEngine
 from genrec.errors import AdapterError, ConfigError, DataError, IdentifierError, LeakError, StorageError
 from genrec.export import validation_set
@@ -136,6 +137,31 @@ def small() -> Dataset:
 def write(path: Path, frame: pl.DataFrame) -> Path:
     frame.write_csv(path)
     return path
+
+
+def test_cases_are_measured_with_the_context_of_their_targets(workspace: Path) -> None:
+    data = Dataset.load(workspace / "data" / "tiny")
+    split, rec = data.split(), Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+    text = "{% block user %}{{ context.timestamp }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
+    prompt = Prompt.parse(text, "told")
+    asked: list[list[int]] = []
+
+    class Listening(DummyEngine):
+        def beam_search(self, prompts: Any, *arguments: Any, **options: Any) -> Any:
+            asked.extend(ids.tolist() for ids in prompts)
+            return super().beam_search(prompts, *arguments, **options)
+
+    mask = np.arange(len(split.test)) % 3 != 1
+    group = update._drawn(split.test, split.test_events, mask, 9, 0, 20)
+    engine: Any = Listening(len(rec.tokenization.tokenizer))
+    group.lists(engine, rec.tokenization, prompt, data)
+    logs = {user: log for (user,), log in data.interactions.group_by("user_id")}
+    assert len(group.cases) == len(asked) == 9
+    for user, history, ids in zip(group.cases.users, group.cases.histories, asked, strict=True):
+        assert mask[split.test.users.tolist().index(user)]
+        context = {"timestamp": logs[data.user_ids[user]]["timestamp"][-1]}
+        assert ids == rec.tokenization.sequence(prompt, history, None, context).tolist()
+    assert len({ids[2] for ids in asked}) == 1 < len({tuple(ids) for ids in asked})
 
 
 def test_new_events_come_after_the_old_ones_and_no_old_row_changes(tmp_path: Path) -> None:

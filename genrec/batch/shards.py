@@ -373,9 +373,15 @@ def told(error: Mapping[str, Any]) -> str:
 def check_columns(loaded: Loaded, source: users.Users) -> None:
     """Refuse users who lack a column that the head of the prompt reads."""
     prompt = loaded.recommender.adapter.prompt
-    told = None if "context" in source.columns else ()  # What an object holds differs from row to row.
-    for problem in prompt.check(user_columns=source.columns, event_columns=told):
+    for problem in prompt.check(user_columns=source.columns):
         raise DataError(f"the users do not fit prompt {prompt.name}, {problem}")
+    if "context" in source.columns:
+        return  # What an object holds differs from row to row.
+    for problem in prompt.check(event_columns=()):
+        raise DataError(
+            f"the users do not fit prompt {prompt.name}, {problem.line}:{problem.column}: its head reads context, and "
+            'they have no such column. Add one of structs, or of JSON objects as text: {"query": "tea"}.'
+        )
 
 
 def _recommend(

@@ -91,15 +91,13 @@ def check_(
         from genrec.rendering import Setting
 
         setting = Setting.of(adapter, data=data, base=base, max_length=max_length)
-        loaded, tokenization = setting.dataset, setting.tokenization
-        items = tokenization.items.columns
+        (items, users, events), tokenization = setting.columns, setting.tokenization
     elif data is not None:
         from genrec.dataset import Dataset
 
         loaded = Dataset.load(data)
-        items = loaded.items.columns
-    if items is not None:
-        users, events = loaded.users.columns if loaded.users is not None else [], loaded.events.columns
+        items, events = loaded.items.columns, loaded.events.columns
+        users = loaded.users.columns if loaded.users is not None else []
     found = {str(path): check(path, items, users, events, tokenization=tokenization) for path in paths}
     if json_:
         print_json({path: [asdict(problem) for problem in problems] for path, problems in found.items()})
@@ -107,6 +105,8 @@ def check_(
         unsaid = ""
         if items is None:
             unsaid = " (columns were not checked: name them with --data)"
+        elif events is None:
+            unsaid = " (columns of users and interactions were not checked: name them with --data)"
         elif tokenization is None:
             unsaid = " (whether it fits was not checked: add --adapter or --base)"
         for path, problems in found.items():
@@ -190,6 +190,8 @@ def diff(
 
 
 def _warn(setting: Setting, prompt: Any, path: Path) -> None:
+    if setting.columns[1] is None:
+        progress.say(f"columns of users and interactions were not checked: no data set at {setting.data}. Name --data.")
     for problem in setting.problems(prompt):
         progress.say(f"{path}:{problem}")
 

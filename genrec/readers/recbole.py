@@ -244,6 +244,8 @@ def export_recbole(data: Dataset, out: str | Path, *, overwrite: bool = False) -
     }
     if data.users is not None:
         files["user"] = _fields(data.users, "user", lost)
+    lost += [f".inter {name} comes back where an import names it, --context {name}, and as text."
+             for name in data.context_columns]  # fmt: skip
     with new_folder(Path(out), overwrite=overwrite) as folder:
         for ending, table in files.items():
             _write(table, folder / f"{name}.{ending}")
@@ -260,7 +262,7 @@ def _log(log: pl.DataFrame) -> pl.DataFrame:
         log = log.drop("order")
     # 3.7 is 3.7 again as float32, and would be 3.700000047683716 as float64.
     short = [c for c in ("rating", "weight") if c in log.columns]
-    names = ("user_id", "item_id", "rating", "timestamp", "weight", "event", "order")
+    names = dict.fromkeys(("user_id", "item_id", "rating", "timestamp", "weight", "event", "order", *log.columns))
     return log.select(c for c in names if c in log.columns).with_columns(pl.col(short).cast(pl.String).cast(pl.Float64))
 
 
