@@ -467,8 +467,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+def override(
+    table: dict[str, Any], assignments: Iterable[str], example: str = "training.learning_rate=1e-3"
+) -> dict[str, Any]:
     """``table`` with ``key=value`` assignments applied; keys may be dotted, values are TOML (a bare word is text).
+
+    ``example`` is an assignment that an error may name.
 
     Raises:
         ConfigError: An assignment without ``=``, or a dotted key that goes through something that is not a table.
@@ -477,7 +481,7 @@ def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"{assignment!r} is no assignment. Write key=value, such as training.learning_rate=1e-3.")
+            raise ConfigError(f"{assignment!r} is no assignment. Write key=value, such as {example}.")
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -15,9 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from genrec.asking import beams_for, listed, one_each
 from genrec.decoding import MAX_BEAMS, Bools, Ints, Trie
 from genrec.engines import Engine
-from genrec.recommender import Recommender, beams_for
+from genrec.recommender import Recommender
 from genrec.rendering import Rendered, rendered_sequence
 from genrec.report import pictures
 from genrec.restrictions import predicate
@@ -81,8 +82,9 @@ class Explanation:
         k: The items of the list.
         num_beams: The beams of the search.
         list_rank: The place of the item in the list, from 1; None where it is not in it.
-        dropped_by: What kept it out: the ``mask`` of the restrictions, the ``beam``, or the ``length`` of the list, of
-            which the search found it but after the first k; None where it is in the list.
+        dropped_by: What kept it out: the ``mask`` of the restrictions, the ``beam``, or the ``length`` of the list:
+            the search found it but after the first k, or identifiers have one token, so that no beam can lose what
+            belongs in the list; None where it is in the list.
         dropped_at: The level where that was, from 1; None where it is in the list.
         steps: The item's identifier token by token.
         events: The history, oldest first.
@@ -122,7 +124,7 @@ class Explanation:
         if self.list_rank is not None:
             told = f"{name} is in the list at rank {self.list_rank}; by exact score it is {place}."
         elif self.dropped_by == "length":
-            told = f"{name} was found, but the list ends at {self.k}; by exact score it is {place}."
+            told = f"{name} ranks {self.rank:,} of {self.allowed_items:,} allowed items, and the list ends at {self.k}."
         elif self.dropped_by == "mask":
             shut = " and ".join(_REFUSALS[name] for name in self.refused_by)
             told = (
@@ -307,6 +309,8 @@ def explain(
     """
     tokenization, prompt = recommender.tokenization, recommender.adapter.prompt
     beams = beams_for(k, num_beams)
+    (user,), (context,) = one_each([user], "user", 1), one_each([context], "context", 1)
+    history = listed(history, "history")
     events, target = recommender.indices(history), int(recommender.indices([item])[0])
     open_to = _masks(recommender, events, exclude_seen, where, allowed, blocked)
     legal = np.logical_and.reduce([np.ones(len(recommender.item_ids), dtype=bool), *open_to.values()])
@@ -336,7 +340,9 @@ def explain(
             place = found.place
             steps.append(Step(level, token, reached, found.bar, place is not None))
             if place is None:
-                dropped_by, dropped_at = "beam" if found.allowed else "mask", level
+                # With one level the beams are simply the best items, so that it stands too low for the list.
+                missed: Literal["beam", "length"] = "beam" if recommender.trie.max_length > 1 else "length"
+                dropped_by, dropped_at = missed if found.allowed else "mask", level
         elif token:
             steps.append(Step(level, token, reached, None, False))
     if place is not None and place > k:

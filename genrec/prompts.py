@@ -14,6 +14,7 @@ A prompt file has the blocks ``system`` and ``user`` and one of ``item`` and ``a
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -26,9 +27,19 @@ from jinja2 import Template, TemplateError
 
 from genrec.config import suggestion
 from genrec.errors import PromptError
-from genrec.templates import Inspection, ItemRef, Problem, Segment, contract, failed_at, line_column, template
+from genrec.templates import (
+    Inspection,
+    ItemRef,
+    Problem,
+    Segment,
+    contract,
+    failed_at,
+    line_column,
+    lines_told,
+    template,
+)
 
-__all__ = ["ItemRef", "Problem", "Prompt", "Segment", "check", "list_prompts"]
+__all__ = ["ItemRef", "Problem", "Prompt", "Segment", "changes", "check", "list_prompts"]
 _SAMPLE = 1000  # Items that a prompt is tried with, at most.
 
 
@@ -203,6 +214,14 @@ class Prompt:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _build, (self.source, self.name, self._where)  # Compiled code does not pickle.
+
+
+def changes(a: Prompt, b: Prompt, a_name: str, b_name: str) -> str:
+    """The unified diff of two prompts of other contracts, without comments and blank lines where more differs."""
+    told = lines_told(a.source), lines_told(b.source)
+    if told[0] == told[1]:  # A blank line inside of a block.
+        told = a.source.splitlines(), b.source.splitlines()
+    return "\n".join(difflib.unified_diff(*told, a_name, b_name, lineterm=""))
 
 
 def list_prompts(folder: str | Path) -> list[Path]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,15 @@ import polars as pl
 
 from genrec import progress, recommendations, tables
 from genrec.adapter import Adapter
+from genrec.asking import History, Row, Rows, beams_for, counted, histories_of, listed, one_each, read_frame
 from genrec.config import closest, suggestion, workspace_of
 from genrec.dataset import Dataset
-from genrec.decoding import MAX_BEAMS, Beams, Bools, Ints, Trie, check_request
+from genrec.decoding import Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
 from genrec.engines.batches import memory_at_hand
-from genrec.errors import AdapterError, ConfigError, DataError, UnknownIdError
+from genrec.errors import AdapterError, ConfigError, UnknownIdError
 from genrec.memory import Memory, dtype_of, memory, size
-from genrec.prompts import Prompt
+from genrec.prompts import Prompt, changes
 from genrec.recommendations import Recommendation, Recommendations
 from genrec.restrictions import predicate
 from genrec.tokenization import Tokenization
@@ -30,30 +30,6 @@ if TYPE_CHECKING:
     import torch
 
     from genrec.explanations import Explanation
-
-History = Sequence[str]
-Row = Mapping[str, Any]  # Columns of a user or of a context, by name.
-Rows = Sequence[Row | None]
-
-
-def beams_for(k: int, num_beams: int | None) -> int:
-    """The number of beams of a search for ``k`` items: ``num_beams``, or ``max(50, 2 * k)`` where it is None.
-
-    Raises:
-        ConfigError: ``k`` or ``num_beams`` out of range.
-    """
-    if not 1 <= k <= MAX_BEAMS:
-        raise ConfigError(f"k is {k}. It is at least 1 and at most {MAX_BEAMS}.")
-    beams = min(max(50, 2 * k), MAX_BEAMS) if num_beams is None else num_beams
-    if beams < k:
-        raise ConfigError(f"num_beams is {beams}, below k, which is {k}. Leave it out, or raise it.")
-    return beams
-
-
-def _one_each(told: Rows | None, what: str, count: int) -> Rows:
-    if told is not None and len(told) != count:
-        raise ConfigError(f"{count} histories and {len(told)} {what} were given; one of {what} per history.")
-    return [None] * count if told is None else told
 
 
 class Recommender:
@@ -97,6 +73,13 @@ class Recommender:
         self._file: Path | None = None  # What ``reload`` reads.
         self._users: tuple[Any, Dataset, dict[str, int]] | None = None  # The data set asked last, by what it was.
         self._directions: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        trial = ", not as trained" if self.not_as_trained else ""
+        return (
+            f"Recommender({self.adapter.path}: {self.adapter.tuning}, {counted(len(self.item_ids), 'item', 'items')}, "
+            f"prompt {self.adapter.prompt.name}, {type(self.engine).__name__}{trial})"
+        )
 
     @classmethod
     def load(
@@ -234,10 +217,10 @@ class Recommender:
             )
         if prompt.contract != own.contract and not untrained:
             name = str(adapter.path / "prompts" / f"{own.name}.jinja")
-            lines = difflib.unified_diff(own.source.splitlines(), prompt.source.splitlines(), name, where, lineterm="")
+            told = changes(own, prompt, name, where)
             raise AdapterError(
-                f"{where} is not the prompt that {adapter.path} was trained with:\n" + "\n".join(lines)
-                + "\nLeave prompt out to keep the adapter's own, or train again with the changed one: genrec train. "
+                f"{where} is not the prompt that {adapter.path} was trained with:\n{told}\n"
+                "Leave prompt out to keep the adapter's own, or train again with the changed one: genrec train. "
                 "untrained=True (--untrained) tries it all the same."
             )  # fmt: skip
         for problem in prompt.check(item_columns=adapter.items.columns):
@@ -252,20 +235,22 @@ class Recommender:
         """Item ids -> int32 item indices.
 
         Raises:
-            ConfigError: A text instead of a list of item ids.
-            UnknownIdError: An item that the adapter does not know, with the closest one that it does.
+            ConfigError: Anything but a list of item ids.
+            UnknownIdError: An item that the adapter does not know (None and NaN are such), with the closest one.
         """
-        if isinstance(items, str):
-            raise ConfigError(f"a list of item ids is wanted, found the text {items!r}. Write [{items!r}].")
+        items = sorted(items, key=str) if isinstance(items, set | frozenset) else listed(items, "items")
         try:
             return np.array([self.index[item] for item in items], dtype=np.int32)
+        except TypeError:  # It cannot be hashed.
+            wrong = next(item for item in items if not isinstance(item, str))
+            raise ConfigError(f"an item id is a text, found {wrong!r}.") from None
         except KeyError:
             unknown = next(item for item in items if item not in self.index)
             hint = closest(unknown, self.index, "The adapter knows the items that it was trained with.")
             raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {self.adapter.path}. {hint}") from None
 
     def _prompts(self, histories: Sequence[np.ndarray], users: Rows | None, contexts: Rows | None) -> list[Any]:
-        who, told = _one_each(users, "users", len(histories)), _one_each(contexts, "contexts", len(histories))
+        who, told = one_each(users, "users", len(histories)), one_each(contexts, "contexts", len(histories))
         return self.tokenization.sequences(self.adapter.prompt, histories, who, told)
 
     def search(
@@ -354,6 +339,7 @@ class Recommender:
         Args:
             histories: A list of item ids, oldest first, is one history; a list of such lists is many (``[]`` is none,
                 and ``[[]]`` is an empty one, which the prompt's head answers); a text is the id of a user of ``data``.
+                None and NaN within a history are unknown items. A set has no order, and is refused.
             k: Items per history.
             user_ids: Users of ``data``, in the place of ``histories``: their whole histories and their columns.
             num_beams: Beams of the search; unset: ``max(50, 2 * k)``. Atomic identifiers are exact with any number.
@@ -375,28 +361,35 @@ class Recommender:
             ConfigError: ``k`` or ``num_beams`` out of range, a ``where`` that is none, or other arguments amiss.
         """
         one = isinstance(histories, str)
-        users = [users] if isinstance(users, Mapping) else users
         if (histories is None) == (user_ids is None):
             raise ConfigError("recommend takes histories or user_ids, one of the two. Write recommend([id, id]).")
+        given: Sequence[History]
         if histories is None or isinstance(histories, str):
             if isinstance(user_ids, str):
                 raise ConfigError(f"user_ids is the text {user_ids!r}. Write recommend({user_ids!r}) for one user.")
-            given, users = self._of_data([histories] if user_ids is None else user_ids, users, data)
+            ids = [histories] if user_ids is None else listed(user_ids, "user_ids", "user ids")
+            given, users = self._of_data(ids, one_each(users, "users", len(ids)), data)
         else:
-            one = len(histories) > 0 and all(isinstance(item, str) for item in histories)
-            given = [histories] if one else list(histories)  # type: ignore[list-item]
-            if any(isinstance(history, str) or not isinstance(history, Iterable) for history in given):
-                raise ConfigError(
-                    "recommend takes a history, which is a list of item ids, or a list of histories: "
-                    "recommend([id, id]) or recommend([[id, id], [id]])."
-                )
+            given, one = histories_of(histories)
+            if one and not any(isinstance(item, str) and item in self.index for item in given[0]):
+                self._refuse_users(given[0])
         found = self.search(
             [self.indices(history) for history in given], k, num_beams=num_beams, exclude_seen=exclude_seen,
-            users=users, contexts=[contexts] if isinstance(contexts, Mapping) else contexts,
+            users=one_each(users, "users", len(given)), contexts=one_each(contexts, "contexts", len(given)),
             allowed=self.allowed(where, allowed, blocked),
         )  # fmt: skip
         lists = [self._list(*told) for told in zip(found.items, found.scores, found.reasons, strict=True)]
         return lists[0] if one else lists
+
+    def _refuse_users(self, history: History) -> None:
+        """Refuse a history of nothing but unknown items, which may be users; no data set is read to tell."""
+        try:
+            self.indices(history)
+        except UnknownIdError as error:
+            kept = self._users
+            users = kept is not None and all(one in kept[2] for one in history)
+            hint = f"These are users: write user_ids={list(history)!r}." if users else "Users go in user_ids=[...]."
+            raise UnknownIdError(f"{error} {hint}") from None
 
     def _list(self, items: np.ndarray, scores: np.ndarray, reason: str | None = None) -> Recommendations:
         told = zip(items.tolist(), scores.tolist(), strict=True)
@@ -438,7 +431,8 @@ class Recommender:
         """``recommend`` of a data frame.
 
         Args:
-            frame: A Polars, pandas or Arrow table with ``history``, lists of item ids, oldest first; or with
+            frame: A Polars, pandas or Arrow table with ``history``, lists of item ids, oldest first (null, of pandas
+                None or NaN in the place of a list, is an empty history; within one it is an unknown item); or with
                 ``user_id`` alone, for whole histories and columns from ``data``. Other columns are those of the user
                 that the prompt's head may read, and ``context``, structs, is what it may read of each choice.
             k, num_beams, exclude_seen, where, allowed, blocked, data: As in ``recommend``, for all rows.
@@ -453,32 +447,14 @@ class Recommender:
             UnknownIdError, ConfigError: As ``recommend``.
         """
         table, answering = tables.as_polars(frame, "users"), copy(self)  # Of one prompt, whoever reloads.
-        prompt = answering.adapter.prompt
-        read = sorted(prompt.reads["user"] & {*table.columns})
-        users: Rows | None = table.select(read).to_dicts() if read else None
-        ids = tables.as_ids(table["user_id"]) if "user_id" in table.columns else None
-        if "history" in table.columns:
-            kind = table.schema["history"]
-            if not isinstance(kind, pl.List | pl.Array):
-                raise DataError(f"users: column history is {kind}; it takes lists of item ids.")
-            for problem in prompt.check(user_columns=table.columns):
-                raise DataError(f"the users do not fit prompt {prompt.name}, {problem}")
-            given: list[History] = [history or [] for history in table["history"].cast(pl.List(pl.String)).to_list()]
-        elif ids is not None:
-            given, users = self._of_data(ids.to_list(), users, data)
-        else:
-            raise DataError(f"users: no column 'history' and no 'user_id'; it has {', '.join(table.columns)}.")
-        contexts = None
-        if "context" in table.columns and table.schema["context"] != pl.Null:  # That is one of no values at all.
-            if not isinstance(table.schema["context"], pl.Struct):
-                raise DataError(f"users: column context is {table.schema['context']}; it takes structs.")
-            contexts = table["context"].to_list()
+        ids, given, users, contexts = read_frame(table, answering.adapter.prompt)
+        if given is None:
+            given, users = self._of_data(ids, users, data)
         lists = answering.recommend(
             given, k, num_beams=num_beams, exclude_seen=exclude_seen, where=where, allowed=allowed,
             blocked=blocked, users=users, contexts=contexts,
         ) if given else []  # fmt: skip
-        key = pl.Series("row", range(len(given)), dtype=pl.Int64) if ids is None else ids
-        made = recommendations.frame(lists, key)
+        made = recommendations.frame(lists, ids)
         if isinstance(frame, pl.DataFrame | pl.LazyFrame):
             return made
         return made.to_pandas() if type(frame).__module__.split(".")[0] == "pandas" else made.to_arrow()
@@ -490,8 +466,8 @@ class Recommender:
 
         This ranks candidates that somebody else has chosen: the order of the scores is the order of the list.
         """
-        asked = self._prompts([self.indices(history)], [user], [context])[0]
-        answers = [self.tokenization.identifier(int(item)) for item in self.indices(items)]
+        asked = self._prompts([self.indices(listed(history, "history"))], [user], [context])[0]
+        answers = [self.tokenization.identifier(int(item)) for item in self.indices(listed(items, "items"))]
         return self.engine.score([asked] * len(answers), answers)
 
     def similar(self, item: str, k: int = 10) -> Recommendations:
@@ -505,11 +481,14 @@ class Recommender:
             ConfigError: ``k`` out of range, or an engine without a model.
         """
         beams_for(k, None)
+        if not isinstance(item, str):
+            raise ConfigError(f"similar takes one item id, a text, found {item!r}. Write similar('id').")
         directions, place = self._item_directions(), int(self.indices([item])[0])
         cosine = directions @ directions[place]
         cosine[place] = -np.inf
         order = np.argsort(-cosine, kind="stable")[: min(k, len(cosine) - 1)]
-        reason = None if len(order) == k else f"the catalogue has only {len(order)} other items"
+        others = counted(len(order), "other item", "other items")
+        reason = None if len(order) == k else f"the catalogue has only {others}"
         return self._list(order, cosine[order], reason)
 
     def _item_directions(self) -> np.ndarray:
@@ -529,13 +508,24 @@ class Recommender:
 
     def prompt(self, history: History, *, user: Row | None = None, context: Row | None = None) -> str:
         """The prompt of a history as the model reads it: its tokens, spelled."""
-        asked = self._prompts([self.indices(history)], [user], [context])[0]
+        asked = self._prompts([self.indices(listed(history, "history"))], [user], [context])[0]
         return str(self.tokenization.tokenizer.decode(asked))
 
-    def why(self, history: History, item: str, **options: Any) -> Explanation:
-        """Why an item is in the list of a history, or is not: see ``genrec.explanations.explain``."""
+    def why(
+        self, history: str | History, item: str, *, data: str | Path | Dataset | None = None, **options: Any
+    ) -> Explanation:
+        """Why an item is in the list of a history, or is not: see ``genrec.explanations.explain`` for the options.
+
+        Args:
+            history: A list of item ids; or, as in ``recommend``, a user of ``data``, with the whole history and the
+                columns that the data set has; those that ``user`` tells go before.
+            item: The item id asked about.
+            data: A data set or its folder; the one that the adapter was trained on where it is not given.
+        """
         from genrec.explanations import explain
 
+        if isinstance(history, str):
+            (history,), (options["user"],) = self._of_data([history], [options.get("user")], data)
         return explain(copy(self), history, item, **options)  # Of one prompt, whoever reloads.
 
     # Users of a data set
@@ -567,16 +557,16 @@ class Recommender:
     ) -> tuple[list[History], Rows]:
         """Whole histories and columns of users of a data set; what ``users`` tell goes before what it says."""
         known = [self.user_history(user, data) for user in user_ids]
-        told = zip(known, _one_each(users, "users", len(known)), strict=True)
+        told = zip(known, one_each(users, "users", len(known)), strict=True)
         return [history for history, _ in known], [{**(row or {}), **(more or {})} for (_, row), more in told]
 
     def _user(self, user: str, data: str | Path | Dataset | None) -> tuple[Dataset, int]:
         loaded, places, name = self._known_users(data)
-        if user not in places:
+        if not isinstance(user, Hashable) or user not in places:
             hint = closest(user, places, f"It has {len(places)} users.")
-            if user in self.index:
+            if isinstance(user, str) and user in self.index:
                 hint = f"It is an item: a history is a list, [{user!r}]."
-            raise UnknownIdError(f'user {user!r} is not in {name}. {hint} Or pass a history: --history "id,id"')
+            raise UnknownIdError(f"user {user!r} is not in {name}. {hint}")
         return loaded, places[user]
 
     def _known_users(self, data: str | Path | Dataset | None) -> tuple[Dataset, dict[str, int], str]:

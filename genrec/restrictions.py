@@ -39,9 +39,11 @@ def predicate(where: str, items: pl.DataFrame, *, lasting: bool = False) -> Bool
         bool [n].
 
     Raises:
-        ConfigError: It is no expression, reads a column that there is not (the closest one is named), is not true or
-            false, is not so for each item (an aggregate, a subquery), or is longer than ``LONGEST`` characters.
+        ConfigError: It is no text or no expression, reads a column that there is not (the closest one is named), is not
+            true or false, is not so for each item (an aggregate, a subquery), or is longer than ``LONGEST`` characters.
     """
+    if not isinstance(where, str):
+        raise ConfigError(f"where is {where!r}, of type {type(where).__name__}. {_EXAMPLE}")
     if len(where) > LONGEST:
         raise ConfigError(
             f"where is {where[:80]!r} and goes on, {len(where):,} characters in all; {LONGEST:,} are the most. Items "

@@ -28,6 +28,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from genrec.config import suggestion
+from genrec.syntax import asked, explained, passed, says, start
 
 READABLE: dict[str, dict[str, tuple[str, ...]]] = {  # What each block may read.
     "sequence": {"system": ("user", "context"), "user": ("user", "context"), "item": ("item",)},
@@ -38,6 +39,9 @@ READABLE: dict[str, dict[str, tuple[str, ...]]] = {  # What each block may read.
     },
 }
 _ROOTS = ("item", "history", "user", "context", "event")  # Rows, whose columns are read.
+OUTCOMES = ("event", "rating", "weight")  # Columns of the log that come of a choice, and are no context of it.
+_DERIVED = {"hour", "weekday"}  # Of its timestamp.
+_UNREAD = {*OUTCOMES, "timestamp", "user_id", "item_id"}  # Columns of the log that say nothing before a choice.
 LOOP_FIELDS = ("index", "index0", "first", "last", "length")
 MAX_CHARACTERS = 65_536
 _JOINERS = "\u200c\u200d"  # Belong to the spelling of Persian, of Indic languages and of emoji.
@@ -242,6 +246,14 @@ def contract(source: str) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
+def lines_told(source: str) -> list[str]:
+    """The lines of a source without its comments, and without blank lines: what a reader compares."""
+    comment = ("comment_begin", "comment", "comment_end")
+    parts = _ENVIRONMENT.lexer.tokeniter(source, None)
+    text = "".join(text for _, kind, text in parts if kind not in comment)
+    return [line for line in text.splitlines() if line.strip()]
+
+
 class _Read(NamedTuple):
     """A column read in a block; ``guarded``, by ``default`` or by a test that it is there, it may be missing."""
 
@@ -254,45 +266,6 @@ class _Read(NamedTuple):
 
 def _problem(place: tuple[int, int], message: str, fix: str) -> Problem:
     return Problem(*place, f"{message}.", fix if fix.endswith(("?", ".")) else f"{fix}.")
-
-
-def _start(node: nodes.Node) -> int:
-    """The offset of the first character of an expression."""
-    if isinstance(node, nodes.Filter | nodes.Test | nodes.Getattr | nodes.Getitem | nodes.Call) and node.node:
-        return _start(node.node)
-    return node.lineno if node.lineno is not None else _start(next(node.iter_child_nodes()))
-
-
-def _says(part: nodes.Node) -> bool:
-    """Whether it is more than space."""
-    return not isinstance(part, nodes.TemplateData) or bool(part.data.strip())
-
-
-def _passed(node: nodes.Node) -> set[int]:
-    """The offsets of columns that, where they are missing, are the value of ``node``: nothing is computed of them."""
-    match node:
-        case nodes.Getattr() | nodes.Getitem():
-            return {node.lineno + 1}
-        case nodes.Filter(name="default", args=others):
-            return set().union(*map(_passed, others))
-        case nodes.CondExpr(expr1=one, expr2=nodes.Expr() as other):
-            return _passed(one) | _passed(other)
-    return set()
-
-
-def _asked(test: nodes.Node, scope: Mapping[str, str]) -> set[tuple[str, str]]:
-    """Root and column of all that is there wherever ``test`` holds."""
-    match test:
-        case nodes.And(left=left, right=right):
-            return _asked(left, scope) | _asked(right, scope)
-        case nodes.Test(name="defined", node=column) | nodes.Not(node=nodes.Test(name="none", node=column)):
-            match column:
-                case (
-                    nodes.Getattr(node=nodes.Name(name=name), attr=key)
-                    | nodes.Getitem(node=nodes.Name(name=name), arg=nodes.Const(value=key))
-                ):
-                    return {(scope.get(name, ""), key)}
-    return set()
 
 
 class Inspection:
@@ -333,14 +306,14 @@ class Inspection:
             if not self.problems:
                 self.code = _ENVIRONMENT.compile(tree, _FILENAME, _FILENAME)
         except TemplateSyntaxError as error:
-            self.refuse(error.lineno, (error.message or "").rstrip("."), "Correct the syntax")
+            self.refuse(*explained(source, error.lineno, (error.message or "").rstrip(".")))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             self.refuse(0, f"this cannot be compiled ({error})", "Nest less deeply, and write smaller numbers")
 
     def refuse(
         self, where: nodes.Node | int, message: str, fix: str, among: list[Problem] | None = None
     ) -> Literal[""]:
-        place = line_column(self.source, where if isinstance(where, int) else _start(where))
+        place = line_column(self.source, where if isinstance(where, int) else start(where))
         (self.problems if among is None else among).append(_problem(place, message, fix))
         return ""
 
@@ -354,40 +327,56 @@ class Inspection:
         if (items := known.get("item")) is not None:
             known["item"] = known["history"] = items | {"identifier"}
         if (events := known.get("event")) is not None:
-            known["context"] = events | ({"hour", "weekday"} if "timestamp" in events else set())
+            known["context"] = events | (_DERIVED if "timestamp" in events else set())
         found = {*self.problems, *self.lint}
         for read in self.reads:
             there = known.get(read.root)
             if there is not None and read.column not in there and not read.guarded:
                 message = f"the table of `{read.root}` has no column `{read.column}`"
-                place = line_column(self.source, read.offset)
-                found.add(_problem(place, message, suggestion(read.column, there)))
+                fix = suggestion(read.column, there)
+                if read.root == "context":
+                    fix = suggestion(read.column, there - _UNREAD)
+                    derived = read.column in _DERIVED
+                    fix += (
+                        " It follows from timestamps, which the log lacks." if derived
+                        else f" A column of the log is kept by `genrec data import ... --context {read.column}`."
+                    )  # fmt: skip
+                found.add(_problem(line_column(self.source, read.offset), message, fix))
         return sorted(found)
 
     def file(self, tree: nodes.Template) -> None:
+        outside = False  # Whether what stands between two blocks has been refused.
         for node in tree.body:
             if isinstance(node, nodes.Block):
                 if node.name in self.blocks:
                     self.refuse(node, f"a second block `{node.name}`", "Keep one of them")
-                self.blocks[node.name] = node
+                self.blocks[node.name], outside = node, False
                 continue
-            for part in filter(_says, node.nodes if isinstance(node, nodes.Output) else [node]):
+            if not isinstance(node, nodes.Output | nodes.If | nodes.For):
+                self.refuse_node(node)
+                continue
+            for part in filter(says, node.nodes if isinstance(node, nodes.Output) else [node]):
+                if outside:
+                    break
+                outside = True
                 text = part.data if isinstance(part, nodes.TemplateData) else "."
-                offset = _start(part) + len(text) - len(text.lstrip())
+                offset = start(part) + len(text) - len(text.lstrip())
                 self.refuse(offset, "something outside of the blocks", "Move it into one, or into {# a comment #}")
         if ("item" in self.blocks) == ("assistant" in self.blocks):
+            if self.unknown({name for roots in READABLE.values() for name in roots}):
+                return
             message = "both `item` and `assistant`" if "item" in self.blocks else "neither `item` nor `assistant`"
             self.refuse(0, f"{message} among the blocks", "Have `item` for a sequence, or `assistant` for a question")
             return
         self.kind = "sequence" if "item" in self.blocks else "question"
+        self.unknown({*READABLE[self.kind]})
         for name, block in self.blocks.items():
             if name not in READABLE[self.kind]:
-                self.refuse(block, f"unknown block `{name}`", suggestion(name, READABLE[self.kind]))
                 continue
             scope = {root: "rows" if root == "history" else root for root in READABLE[self.kind][name]}
             self.block = name
             identifiers = self.body(block.body, scope)
-            if all(isinstance(node, nodes.Output) and not any(map(_says, node.nodes)) for node in block.body):
+            if all(isinstance(node, nodes.Output) and not any(map(says, node.nodes)) for node in block.body):
                 self.refuse(block, f"an empty block `{name}`", "Write into it, or remove it", self.remarks)
             if name == "item":
                 first = block.body[0] if block.body else None
@@ -398,6 +387,14 @@ class Inspection:
                     self.refuse(extra, "a second identifier in the block `item`", "Keep the first one alone")
         if self.kind == "question":
             self.question()
+
+    def unknown(self, names: set[str]) -> bool:
+        """Refuse the blocks that have none of the ``names``. Whether there are any."""
+        unknown, free = self.blocks.keys() - names, names - self.blocks.keys()
+        for name in unknown:
+            fix = suggestion(name, free) if free else "Remove it"
+            self.refuse(self.blocks[name], f"unknown block `{name}`", fix)
+        return bool(unknown)
 
     def question(self) -> None:
         """What a question is about, and whether it holds its own answer."""
@@ -428,6 +425,8 @@ class Inspection:
             self.refuse(self.blocks["assistant"], "an answer that reads nothing", fix)
         answer = {(read.root, read.column) for read in self.reads if read.block == "assistant"}
         for block, root, column, offset, _ in self.reads:
+            if root == "context" and column in OUTCOMES:
+                continue  # That has been said.
             # What is known of the moment is a part of the log's row of the event.
             if block != "assistant" and ("event" if root == "context" else root, column) in answer:
                 message = (
@@ -446,12 +445,12 @@ class Inspection:
                     else:
                         if self.value(part, scope, printed=True) == "identifier":
                             identifiers.append(part)
-                        part.lineno = _start(part)  # Where an error of rendering is reported.
+                        part.lineno = start(part)  # Where an error of rendering is reported.
             elif isinstance(node, nodes.If):
                 self.value(node.test, scope)
                 before = len(self.reads)
                 identifiers += self.body(node.body, scope)
-                self.guard(before, columns=_asked(node.test, scope))
+                self.guard(before, columns=asked(node.test, scope))
                 identifiers += self.body([*node.elif_, *node.else_], scope)
             elif isinstance(node, nodes.For):
                 identifiers += self.loop(node, scope)
@@ -477,7 +476,7 @@ class Inspection:
         if not any(name == target.name for _, name, _ in self.names[before:]):
             message = f"the loop variable `{target.name}` is not used"
             self.refuse(target, message, "Print it, or drop the loop", self.lint)
-        node.iter = nodes.Filter(over, "each", [], [], None, None, lineno=_start(over))
+        node.iter = nodes.Filter(over, "each", [], [], None, None, lineno=start(over))
         return identifiers + self.body(node.else_, scope)
 
     def value(self, node: nodes.Node, scope: dict[str, str], printed: bool = False) -> str:
@@ -515,12 +514,13 @@ class Inspection:
                 root = self.expression(row, scope)
                 if root == "context" and key == "item_id":
                     return self.refuse(node, "`context.item_id` is the item to be told", "Remove it")
-                if root == "context" and key in ("rating", "weight"):
+                outcome = root == "context" and key in OUTCOMES
+                if outcome:
                     fix = "Read what is known before, as in `context.hour`"
                     message = f"`context.{key}` comes of the choice that is asked for"
                     self.refuse(node.lineno + 1, message, fix, self.lint)
                 if root in _ROOTS and not key.startswith("__"):
-                    self.reads.append(_Read(self.block, root, key, node.lineno + 1))
+                    self.reads.append(_Read(self.block, root, key, node.lineno + 1, guarded=outcome))
                     return "identifier" if key == "identifier" and root in ("item", "history") else "value"
                 if root == "loop" and key in LOOP_FIELDS:
                     return "value"
@@ -531,12 +531,12 @@ class Inspection:
             case nodes.Test(name="defined" | "none", args=[], kwargs=[], dyn_args=None, dyn_kwargs=None):
                 before = len(self.reads)
                 self.expression(node.node, scope)  # Also of a whole row: `user is defined`.
-                self.guard(before, offsets=_passed(node.node))
+                self.guard(before, offsets=passed(node.node))
             case nodes.And(left=test, right=then) | nodes.CondExpr(test=test, expr1=then):
                 self.value(test, scope)
                 before = len(self.reads)
                 self.value(then, scope)
-                self.guard(before, columns=_asked(test, scope))
+                self.guard(before, columns=asked(test, scope))
                 if isinstance(node, nodes.CondExpr):
                     node.expr2 = node.expr2 or nodes.Const("", lineno=node.lineno)
                     self.value(node.expr2, scope)
@@ -572,7 +572,7 @@ class Inspection:
         if node.node is not None and self.value(node.node, scope) == "rows" and name != "length":
             self.refuse(node.lineno, f"`{name}` of a list of items", "Write `{% for past in history %}`")
         if name == "default" and node.node is not None:
-            self.guard(before, offsets=_passed(node.node))
+            self.guard(before, offsets=passed(node.node))
         fits = len(node.args) <= len(types) and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
         for argument, expected in zip(node.args, types, strict=False):
             self.value(argument, scope)
@@ -583,6 +583,11 @@ class Inspection:
         return "value"
 
     def refuse_node(self, node: nodes.Node) -> str:
-        text = re.split(r"\n|[-+]?[%}]}", self.source[_start(node) :], maxsplit=1)[0].strip()
+        text = re.split(r"\n|[-+]?[%}]}", self.source[start(node) :], maxsplit=1)[0].strip()
         fix = "Use text, `{{ }}`, `if`, `for` over a given list, `is defined`, and filters"
+        if isinstance(node, nodes.Stmt):
+            return self.refuse(node, f"`{text.split(maxsplit=1)[0]}` is not allowed in a prompt", fix)
+        if isinstance(node, nodes.Call):
+            name = getattr(node.node, "attr", getattr(node.node, "name", ""))
+            fix = f"Write the filter `| {name}`" if name in FILTERS else fix
         return self.refuse(node, f"`{text[:60]}` is not allowed in a prompt ({type(node).__name__})", fix)

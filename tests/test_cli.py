@@ -119,6 +119,7 @@ def test_every_error_has_its_exit_code_and_one_message(run: Run, monkeypatch: py
         (3, ["base", "create", "data/tiny", "--out", "adapters/b", "--width", "7"], "width 7"),
         (3, ["prompts", "render", "prompts/title_to_item.jinja", "adapters/lora"], "asks about an item"),
         (4, ["recommend", "adapters/lora", "--user", "U1"], "user 'U1' is not in"),
+        (4, ["why", "adapters/lora", "--user", "U1", "--item", "i1"], 'Or pass a history: --history "id,id"'),
         (4, ["recommend", "adapters/lora", "--history", "i1,I2"], "Did you mean 'i2'?"),
         (4, ["batch", "adapters/lora", "--users", "data/nix.csv", "--out", "out"], "data/nix.csv"),
         (4, ["eval", "eval/tiny.toml", "split=temporal"], "was trained on other interactions"),
@@ -177,6 +178,10 @@ def test_recommend_restricted_and_with_another_prompt(run: Run, inside: Path) ->
     only = run("recommend", "adapters/lora", "--history", "i3", "--where", "brand = 'studio 1'", "--json")
     assert {item["item_id"] for item in only.json} == {f"i{item}" for item in range(8, 16)}
     assert "8 items instead of 10: the restrictions leave only 8 items" in only.err
+    restricted = ("recommend", "adapters/lora", "--history", "i3", "--json", "--num-beams", "12")
+    listed = run(*restricted, "--allowed", "i3, i4,i5", "--blocked", "i4")
+    assert [item["item_id"] for item in listed.json] == ["i5"]
+    assert {item["item_id"] for item in run(*restricted, "--allowed", "i3,i4", "--keep-seen").json} == {"i3", "i4"}
     Path("prompts/now.jinja").write_text(
         "{% block user %}{% if context.hour < 12 %}Early{% endif %}{% endblock %}"
         "{% block item %}{{ item.identifier }}{% endblock %}"
@@ -185,6 +190,17 @@ def test_recommend_restricted_and_with_another_prompt(run: Run, inside: Path) ->
     refused = run(*other)
     assert refused.code == 7
     assert "context.hour" in refused.err  # Of the difference.
+    for word in ('{"hour": 9}', "hour"):
+        refused = run(*other[:-1], word, "--untrained")
+        assert refused.code == 3
+        assert "is no assignment. Write key=value, such as page=section." in refused.err
+    refused = run(*other[:-1], "huor=9", "--untrained")
+    assert refused.code == 3
+    assert "--context huor: the prompt now does not read `context.huor`. Did you mean 'hour'?" in refused.err
+    for command in (("recommend",), ("why", "--item", "i4")):
+        refused = run(*command, "adapters/lora", "--history", "i3", "--context", "hour=9")
+        assert refused.code == 3
+        assert "It reads nothing of `context`: leave --context out." in refused.err
     done = run(*other, "--untrained", "--json")
     assert len(done.json) == 10
     assert "not as trained: adapters/lora was trained with another prompt than prompts/now.jinja" in done.err

@@ -241,6 +241,8 @@ def check_prompt_guide(reader: Reader) -> None:
     assert "(not as trained)" in printed["prompts", "diff"]
     adapter = genrec.Recommender.load(reader.folder / "adapters" / "shop-mine", engine="dummy").adapter
     assert adapter.prompt.source == (reader.folder / "prompts" / "mine.jinja").read_text()
+    (compared,) = (text for line, text in reader.printed if "--compare" in line and line.startswith("genrec eval"))
+    assert "mine" in compared
     rows = json.loads((reader.folder / "eval" / "results" / "shop-mine.json").read_text())["rows"]
     assert {"shop", "mine"} <= {*rows}
 

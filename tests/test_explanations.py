@@ -17,6 +17,7 @@ from genrec.engines.dummy import DummyEngine
 from genrec.errors import ConfigError, UnknownIdError
 from genrec.explanations import Explanation, explain
 from genrec.recommender import Recommender
+from genrec.report import pictures
 
 HISTORY = ["i3", "i4", "i5", "i9"]
 
@@ -82,7 +83,7 @@ def test_every_item_is_explained_as_the_list_has_it(request: pytest.FixtureReque
         assert found.allowed_items == 20
         assert found.score == pytest.approx(recommender.score(HISTORY, [item], user=user)[0], abs=1e-5)
         assert found.refused_by == (("seen",) if item in HISTORY else ())
-    assert met >= {None, "mask", "beam"}
+    assert met >= {None, "mask", "beam" if engine == "semantic" else "length"}
 
 
 @pytest.mark.parametrize("num_beams", [2, 3, 24])
@@ -211,13 +212,20 @@ def test_answer_of_an_item_that_is_lost_or_late(semantic: Recommender) -> None:
     order = np.argsort(-semantic.score([], semantic.item_ids))
     late = explain(semantic, [], semantic.item_ids[order[3]], k=1, num_beams=24)
     assert (late.dropped_by, late.rank) == ("length", 4)
-    assert "was found, but the list ends at 1; by exact score it is number 4 of 24" in late.answer
+    assert "ranks 4 of 24 allowed items, and the list ends at 1." in late.answer
     last = [semantic.item_ids[place] for place in order[-6:]]
     told = [explain(semantic, [], item, k=1, num_beams=1, blocked=[item]) for item in last]
     assert [("It is not allowed either: it is blocked." in one.answer) for one in told] == [
         one.dropped_by == "beam" for one in told
     ]
     assert "beam" in {one.dropped_by for one in told}
+
+
+def test_no_beam_loses_an_item_of_one_token(rec: Recommender) -> None:
+    last = rec.item_ids[int(np.argmin(rec.score([], rec.item_ids)))]
+    found = explain(rec, [], last, k=4, num_beams=4)
+    assert (found.rank, found.dropped_by, found.dropped_at) == (24, "length", 1)
+    assert found.answer.endswith("ranks 24 of 24 allowed items, and the list ends at 4.")
 
 
 def test_errors_are_those_of_recommend(rec: Recommender) -> None:
@@ -238,6 +246,12 @@ def test_picture(rec: Recommender, semantic: Recommender) -> None:
     assert found.picture().startswith(b"\x89PNG")
     empty = explain(rec, [], "i6")
     assert empty.picture() == empty._repr_png_()  # The same numbers, the same bytes.
+
+
+@pytest.mark.parametrize(("tokens", "halves"), [(1, 1), (2, 2)])
+def test_picture_shows_the_search_only_of_several_tokens(tokens: int, halves: int) -> None:
+    steps = [("<|a|>", -1.0, None, True), ("<|b|>", -2.0, -1.5, False)][:tokens]
+    assert len(pictures._explanation([("Tea", -0.5)], steps, "Pot").axes) == halves
 
 
 def test_command_prints_a_table_and_writes_a_picture(
@@ -262,4 +276,8 @@ def test_command_prints_a_table_and_writes_a_picture(
     assert told["allowed_items"] == 6
     assert [event["item_id"] for event in told["events"]] == ["i3", "i4"]
     assert json.loads(run("--history", "i3", "--item", "i3", "--json", "--keep-seen"))["refused_by"] == []
+    only = json.loads(run("--history", "i3", "--item", "i6", "--json", "--allowed", "i4,i5", "--num-beams", "12"))
+    assert (only["allowed_items"], only["refused_by"], only["num_beams"]) == (2, ["allowed"], 12)
+    table = run("--history", "i3,i4", "--item", "i6").partition("the history, oldest first")[2]
+    assert table.index("i3 ") < table.index("i4 ")  # As in JSON.
     assert json.loads(run("--history", "", "--item", "i3", "--json", "--blocked", "i3"))["refused_by"] == ["blocked"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from genrec import base
 from genrec.errors import PromptError
 from genrec.identifiers import Identifiers
-from genrec.prompts import ItemRef, Problem, Prompt, Segment, check, list_prompts
+from genrec.prompts import ItemRef, Problem, Prompt, Segment, changes, check, list_prompts
 from genrec.tokenization import Tokenization, add_identifier_tokens
 
 SHIPPED = Path(__file__).parent.parent / "prompts"
@@ -278,6 +278,17 @@ def test_line_ends_and_byte_order_mark_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "windows.jinja").write_bytes(b"\xef\xbb\xbf{# 1 #}\r\n" + sequence().encode())
     assert Prompt.load(tmp_path / "unix.jinja").hash == Prompt.load(tmp_path / "windows.jinja").hash
     assert Prompt.parse("{# 1 #}\r\n" + sequence(), "test").hash == Prompt.load(tmp_path / "unix.jinja").hash
+
+
+def test_changes_are_those_that_the_model_sees() -> None:
+    one = Prompt.parse("{# One\nremark. #}\n\n" + sequence(), "one")
+    other = Prompt.parse(sequence(user="New:") + "{# Another. #}\n\n", "other")
+    told = changes(one, other, "a", "b").splitlines()
+    assert told[:2] == ["--- a", "+++ b"]
+    assert any(line.startswith("+{% block user %}New:") for line in told)
+    assert not [line for line in told if "#" in line or not line[1:].strip()]
+    spaced = [Prompt.parse(sequence("{{ item.identifier }}" + space), "x") for space in ("\n", "\n\n")]
+    assert "+" in changes(*spaced, "a", "b")  # Blank lines alone: then they are what differs.
 
 
 def test_copies_and_pickles_render() -> None:
@@ -610,7 +621,9 @@ def test_prompts_read_the_context_of_a_choice() -> None:
     assert prompt.render("user", context={"query": "tea", "hour": 9}) == [D("tea"), T(" "), D("9")]
     assert prompt.render("user", context={"query": None, "hour": None}) == [D("no query")]
     assert prompt.check([], [], ["timestamp", "query"]) == []
-    assert [problem.fix for problem in prompt.check([], [], ["query"])] == ["Known: query."]
+    assert [problem.fix for problem in prompt.check([], [], ["query"])] == [
+        "Known: query. It follows from timestamps, which the log lacks."
+    ]
     with pytest.raises(PromptError, match="`context` is not given here"):
         prompt.render("user")
     with pytest.raises(PromptError, match=r"^test:1:71: the block `assistant` cannot read `context`"):

@@ -197,7 +197,7 @@ def test_user_without_columns_leaves_the_place_empty(aged: Recommender) -> None:
 
 
 def test_users_and_histories_must_be_as_many(rec: Recommender) -> None:
-    with pytest.raises(ConfigError, match="2 histories and 1 users"):
+    with pytest.raises(ConfigError, match="2 histories and 1 row of users"):
         rec.recommend([["i1"], ["i2"]], users=[None])
 
 
@@ -216,7 +216,7 @@ def test_user_history_is_the_whole_one(rec: Recommender, workspace: Path, tmp_pa
 def test_unknown_user_is_named_with_the_closest(rec: Recommender) -> None:
     with pytest.raises(UnknownIdError, match=r"user 'U7' is not in .*tiny\. Did you mean 'u7'\?"):
         rec.user_history("U7")
-    with pytest.raises(UnknownIdError, match=r"It has 40 users\. Or pass a history: --history"):
+    with pytest.raises(UnknownIdError, match=r"It has 40 users\.$"):
         rec.user_history("somebody else")
 
 
@@ -322,7 +322,7 @@ def test_what_is_told_of_a_user_goes_before_what_the_data_set_says(aged: Recomme
     found = aged.recommend_frame(pl.DataFrame({"user_id": ["u3", "u5"], "age": [99, 20]}), 3)
     expected = aged.recommend(user_ids=["u3", "u5"], k=3, users=[{"age": 99}, {"age": 20}])
     assert found["item_id"].to_list() == [one.item_id for list_ in expected for one in list_]
-    with pytest.raises(ConfigError, match="2 histories and 1 users were given; one of users per history"):
+    with pytest.raises(ConfigError, match="2 histories and 1 row of users were given; it takes one per history"):
         aged.recommend(user_ids=["u3", "u5"], users=[{"age": 3}])
 
 
@@ -352,6 +352,17 @@ def test_why_explains(rec: Recommender) -> None:
     np.testing.assert_allclose(told.score, rec.score(["i1", "i2"], ["i3"])[0], atol=1e-4)
 
 
+def test_why_takes_a_user(aged: Recommender, workspace: Path) -> None:
+    history, row = aged.user_history("u3")
+    assert aged.why("u3", "i3", k=4) == aged.why(history, "i3", k=4, user=row)
+    older = aged.why("u3", "i3", user={"age": 99}, data=workspace / "data" / "tiny")
+    assert older == aged.why(history, "i3", user={**(row or {}), "age": 99})
+    other = genrec.Dataset.from_frames(pl.DataFrame({"user_id": ["new", "new"], "item_id": ["i2", "i1"]}))
+    assert aged.why("new", "i3", data=other) == aged.why(["i2", "i1"], "i3")
+    with pytest.raises(UnknownIdError, match="user 'U3' is not in"):
+        aged.why("U3", "i3")
+
+
 # Prompts other than the adapter's
 
 SHELL = "{{% block user %}}{}{{% endblock %}}{{% block item %}}{{{{ item.identifier }}}}{{% endblock %}}"
@@ -371,6 +382,7 @@ def test_a_prompt_that_reads_the_same_is_taken_and_another_one_refused(
     message = str(caught.value)
     assert f"{path} is not the prompt that {folder} was trained with:\n--- {folder}/prompts/next_item.jinja" in message
     assert "\n+{% block user %}Something new:" in message
+    assert "{#" not in message  # No part of the contract.
     assert "Leave prompt out to keep the adapter's own, or train again" in message
     tried = rec.with_prompt(path, untrained=True)
     assert tried.not_as_trained
@@ -429,7 +441,7 @@ def test_context_reaches_the_head(told: Recommender) -> None:
     by_id = {item.item_id: item.score for item in one}
     scores = told.score(["i1"], ["i2", "i3"], context=context)
     np.testing.assert_allclose([by_id["i2"], by_id["i3"]], scores, atol=1e-4)
-    with pytest.raises(ConfigError, match="2 histories and 1 contexts were given; one of contexts per history"):
+    with pytest.raises(ConfigError, match="2 histories and 1 row of contexts were given; it takes one"):
         told.recommend([["i1"], ["i2"]], contexts=[context])
     frame = pl.DataFrame({"history": [["i1"], ["i1"]], "context": [{"query": "tea", "hour": 18}, None]})
     found = told.recommend_frame(frame, 24, num_beams=24)
@@ -512,15 +524,90 @@ def test_unknown_item_is_named_with_the_closest(rec: Recommender) -> None:
         rec.recommend([["i1"], ["i2", "I5"]])
     with pytest.raises(UnknownIdError, match=r"item 'whatever' .* The adapter knows the items"):
         rec.score(["i1"], ["whatever"])
-    with pytest.raises(UnknownIdError, match="item 17 is not"):
-        rec.recommend([[17]])  # type: ignore[list-item]
+    odd: Any
+    for odd in (17, None, float("nan")):
+        for given in ([[odd]], [odd], ["i1", odd]):
+            with pytest.raises(UnknownIdError, match=f"item {odd} is not in the catalogue"):
+                rec.recommend(given)
+    with pytest.raises(UnknownIdError, match="item None is not"):
+        rec.recommend_frame(pl.DataFrame({"history": [["i1", None]]}))
+
+
+def test_users_in_the_place_of_items_are_hinted_at(workspace: Path) -> None:
+    rec = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+    with pytest.raises(UnknownIdError, match=r"item 'u1' is not .* Users go in user_ids=\[\.\.\.\]\.$"):
+        rec.recommend(["u1", "u2"])
+    rec.recommend("u1")  # Now there is a data set to look in.
+    with pytest.raises(UnknownIdError, match=r"These are users: write user_ids=\['u1', 'u2'\]\.$"):
+        rec.recommend(["u1", "u2"])
+    with pytest.raises(UnknownIdError) as caught:
+        rec.recommend(["i1", "u2"])
+    assert "user_ids" not in str(caught.value)
+
+
+def test_repr_is_a_line(workspace: Path) -> None:
+    rec = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
+    told = f"Recommender({rec.adapter.path}: lora, 24 items, prompt next_item, DummyEngine"
+    assert repr(rec) == f"{told})"
+    other = Prompt.parse(SHELL.format("Hm:"), "other")
+    assert repr(rec.with_prompt(other, untrained=True)) == f"{told.replace('next_item', 'other')}, not as trained)"
+
+
+FRAME = pl.DataFrame({"history": [["i1"]]})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rec: rec.recommend(5), "histories is 5. It takes a list of item ids"),
+        (lambda rec: rec.recommend({"i1", "i2"}), "histories is a set, which keeps no order"),
+        (lambda rec: rec.recommend([{"i1", "i2"}]), "a history is a set, which keeps no order"),
+        (lambda rec: rec.recommend(FRAME), "histories is a DataFrame. A table goes to recommend_frame"),
+        (lambda rec: rec.recommend(FRAME.to_pandas()), "histories is a DataFrame. A table goes to"),
+        (lambda rec: rec.recommend(FRAME.to_arrow()), "histories is a Table. A table goes to"),
+        (lambda rec: rec.recommend(user_ids=5), "user_ids is 5. It takes a list of user ids"),
+        (lambda rec: rec.recommend(["i1"], k="3"), "k is '3', of type str. It takes a whole number"),
+        (lambda rec: rec.recommend(["i1"], k=2.5), "k is 2.5, of type float"),
+        (lambda rec: rec.recommend(["i1"], k=True), "k is True, of type bool"),
+        (lambda rec: rec.recommend(["i1"], num_beams="9"), "num_beams is '9', of type str"),
+        (lambda rec: rec.recommend(["i1"], where=float("nan")), "where is nan, of type float. Write one such as"),
+        (lambda rec: rec.why(["i1"], "i2", where=["x"]), r"where is \['x'\], of type list"),
+        (lambda rec: rec.recommend(["i1"], contexts="tea"), "contexts is 'tea'. It takes a mapping of columns"),
+        (lambda rec: rec.recommend(["i1"], users="x"), "users is 'x'. It takes a mapping"),
+        (lambda rec: rec.recommend("u1", users="x"), "users is 'x'. It takes a mapping"),
+        (lambda rec: rec.recommend(["i1"], users=["x"]), "users holds 'x'. It takes a mapping"),
+        (lambda rec: rec.score(["i1"], ["i2"], context="tea"), "context.* 'tea'. It takes a mapping"),
+        (lambda rec: rec.why(["i1"], "i2", user="x"), "user.* 'x'. It takes a mapping"),
+        (lambda rec: rec.score(["i1"], {"i2"}), "items is a set"),
+        (lambda rec: rec.score({"i1"}, ["i2"]), "history is a set"),
+        (lambda rec: rec.recommend(["i1"], blocked=[["i2"]]), r"an item id is a text, found \['i2'\]"),
+        (lambda rec: rec.similar(["i1"]), r"similar takes one item id, a text, found \['i1'\]"),
+        (lambda rec: rec.similar("i1", k="3"), "k is '3'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(
+    rec: Recommender, call: Callable[[Recommender], Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call(rec)
+
+
+def test_allowed_and_blocked_may_be_sets(rec: Recommender) -> None:
+    allowed: Any = {"i3", "i4"}
+    assert rec.recommend(["i1"], allowed=allowed) == rec.recommend(["i1"], allowed=["i3", "i4"])
+
+
+def test_nothing_in_the_place_of_a_list_is_an_empty_history(rec: Recommender) -> None:
+    frame = pl.DataFrame({"history": [["i1"], None]}).to_pandas()
+    frame.loc[1, "history"] = float("nan")
+    found = rec.recommend_frame(frame, 2)
+    assert found["item_id"].to_list()[2:] == [one.item_id for one in rec.recommend([[]], 2)[0]]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda rec: rec.recommend([["i1"], "i2"]), "takes a history, which is a list of item ids, or a list"),
-        (lambda rec: rec.recommend([17]), "takes a history, which is a list of item ids, or a list"),
         (lambda rec: rec.recommend(), "takes histories or user_ids, one of the two"),
         (lambda rec: rec.recommend(["i1"], user_ids=["u1"]), "takes histories or user_ids, one of the two"),
         (lambda rec: rec.recommend(user_ids="u1"), r"user_ids is the text 'u1'. Write recommend\('u1'\) for one user"),

@@ -216,7 +216,8 @@ def check_linear(text: str) -> None:
     except PromptError as error:
         refused = str(error)
     if prompt is None:
-        assert refused.startswith("test:2:")
+        # A block within is ended by what ends the one around it, which then is the one without an end.
+        assert refused.startswith(("test:2:", "test:1:1: `block user` is never closed"))
         return
     for larger in ("history", "entries", "letters"):
         sizes = {"history": 3, "entries": 3, "letters": 3}
@@ -414,6 +415,7 @@ COLUMNS = {
         (question("{{ history | length }}"), (1, 20), "a history of which no item is told", "{% for past in history"),
         (question("{{ context.rating }}{{ item.title }}"), (1, 28), "`context.rating` comes of the choice",
          "as in `context.hour`."),
+        (sequence(user="{{ context.event }}"), (1, 28), "`context.event` comes of the choice", "as in `context.hour`."),
         (question("{{ context.item_id }}{{ item.title }}"), (1, 20), "`context.item_id` is the item to be told",
          "Remove it."),
         (question("{{ context.query }}{{ item.title }}", "{{ event.query }}"), (1, 28),
@@ -431,6 +433,25 @@ def test_what_looks_wrong_and_what_to_write_instead(
     problem = next(problem for problem in problems if message in problem.message)
     assert (problem.line, problem.column) == place
     assert fix in problem.fix
+
+
+def test_one_mistake_is_told_once_and_without_a_fix_that_misleads() -> None:
+    def told(source: str) -> list[tuple[str, str]]:
+        return [(problem.message, problem.fix) for problem in Inspection(source).all_problems(COLUMNS)]
+
+    keep = "A column of the log is kept by `genrec data import ... --context page`."
+    ((message, fix),) = told(sequence(user="{{ context.page }}"))
+    assert (message, fix) == ("the table of `context` has no column `page`.", f"Known: hour, query, weekday. {keep}")
+    for column in ("rating", "event", "weight"):
+        user = f"{{{{ context.{column} }}}}{{{{ item.title }}}}"
+        assert len(told(question(user, f"{{{{ event.{column} }}}}"))) == 1 + (column not in COLUMNS["event"])
+    (itme,) = told(sequence().replace("block item", "block itme"))
+    assert itme == ("unknown block `itme`.", "Did you mean 'item'?")
+    second = "{% block itme %}{{ item.title }}{% endblock %}"
+    (itme,) = told(sequence(user="x") + second)
+    assert itme == ("unknown block `itme`.", "Known: system.")
+    (outside,) = told("a {# x #} b {{ item.title }} c{% if item.title %}d{% endif %}\n" + sequence())
+    assert outside[0] == "something outside of the blocks."
 
 
 def test_what_is_right_is_not_complained_of() -> None:
@@ -490,4 +511,5 @@ def test_what_is_computed_of_a_missing_column_is_told(user: str) -> None:
 def test_what_is_refused_is_quoted_from_its_beginning(user: str, column: int) -> None:
     (problem,) = Inspection(question(user + "{{ item.title }}")).problems
     assert (problem.line, problem.column) == (1, column)
-    assert f"`{user.strip('a {%}')}` is not allowed" in problem.message
+    quoted = "set" if "set" in user else user.strip("a {%}")
+    assert f"`{quoted}` is not allowed" in problem.message

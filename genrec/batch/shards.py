@@ -146,7 +146,8 @@ def load(job: Job, recommender: Recommender | None = None, *, model: bool = True
         AdapterError, ConfigError, DataError: See ``Recommender.load``, ``restrictions.predicate``, ``steps.prepare``
             and ``today``; or ``where`` holds for no item.
     """
-    from genrec.recommender import Recommender, beams_for
+    from genrec.asking import beams_for
+    from genrec.recommender import Recommender
 
     beams = beams_for(job.decoded, job.num_beams)
     if recommender is None:

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec.asking import beams_for
 from genrec.batch import run_batch
 from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median, peak
 from genrec.config import suggestion
 from genrec.errors import ConfigError, GenrecError
-from genrec.recommender import Recommender, beams_for
+from genrec.recommender import Recommender
 
 PARTS = ("throughput", "memory")
 _PIECE = 50_000  # Rows that are made at a time.

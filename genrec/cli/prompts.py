@@ -141,7 +141,7 @@ def render(
     setting = Setting.of(adapter, data=data, base=base, max_length=max_length)
     found = setting.render(
         prompt, user=user, history=None if history is None else item_ids(history), item=item,
-        context=context_of(context),
+        context=context_of(context, prompt),
     )  # fmt: skip
     _warn(setting, prompt, path)
     if json_:

@@ -9,7 +9,23 @@ from typing import Annotated
 import typer
 
 from genrec import progress
-from genrec.cli.options import Context, Device, Dtype, EngineName, Json, context_of, item_ids
+from genrec.cli.options import (
+    Allowed,
+    Blocked,
+    Context,
+    Device,
+    Dtype,
+    EngineName,
+    Json,
+    KeepSeen,
+    NumBeams,
+    PromptFile,
+    Untrained,
+    Where,
+    context_of,
+    history_of,
+    item_ids,
+)
 from genrec.cli.output import print_json, print_table
 from genrec.errors import ConfigError
 
@@ -20,12 +36,14 @@ def recommend(
     history: Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id"; may be empty.')] = None,
     data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
     context: Context = None,
-    where: Annotated[str | None, typer.Option(help="Only items where it holds: \"market = 'DE'\".")] = None,
-    prompt: Annotated[Path | None, typer.Option(help="Another prompt file than the adapter's own.")] = None,
-    untrained: Annotated[
-        bool, typer.Option("--untrained", help="Read --prompt even where the adapter was not trained with it.")
-    ] = False,
-    k: Annotated[int, typer.Option("-k", help="Items.")] = 10,
+    k: Annotated[int, typer.Option("-k", help="Items of the list.")] = 10,
+    num_beams: NumBeams = None,
+    where: Where = None,
+    allowed: Allowed = None,
+    blocked: Blocked = None,
+    keep_seen: KeepSeen = False,
+    prompt: PromptFile = None,
+    untrained: Untrained = False,
     engine: EngineName = "local",
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -39,8 +57,13 @@ def recommend(
     recommender = Recommender.load(
         adapter, engine=engine, device=device, dtype=dtype, prompt=prompt, untrained=untrained
     )
-    items, row = recommender.user_history(user, data) if user is not None else (item_ids(history or ""), None)
-    found = recommender.recommend([items], k, users=[row], contexts=[context_of(context)], where=where)[0]
+    items, row = history_of(recommender, user, history, data)
+    found = recommender.recommend(
+        [items], k, users=[row], contexts=[context_of(context, recommender.adapter.prompt)], num_beams=num_beams,
+        exclude_seen=False if keep_seen else None, where=where,
+        allowed=None if allowed is None else item_ids(allowed),
+        blocked=None if blocked is None else item_ids(blocked),
+    )[0]  # fmt: skip
     if found.reason is not None:
         progress.say(f"{len(found)} items instead of {k}: {found.reason}")
     if recommender.not_as_trained:
@@ -49,4 +72,5 @@ def recommend(
         print_json([asdict(item) for item in found])
     else:
         rows = [[item.rank, item.item_id, item.title, f"{item.score:.3f}"] for item in found]
-        print_table(f"after {len(items)} items", ["rank", "item", "title", "score"], rows, right=(0, 3))
+        title = f"after {len(items)} item{'' if len(items) == 1 else 's'}"
+        print_table(title, ["rank", "item", "title", "score"], rows, right=(0, 3))

@@ -10,7 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genrec import files, progress
-from genrec.cli.options import Context, Device, Dtype, EngineName, Json, context_of, item_ids
+from genrec.cli.options import (
+    Allowed,
+    Blocked,
+    Context,
+    Device,
+    Dtype,
+    EngineName,
+    Json,
+    KeepSeen,
+    NumBeams,
+    PromptFile,
+    Untrained,
+    Where,
+    context_of,
+    history_of,
+    item_ids,
+)
 from genrec.cli.output import print_json, print_table
 from genrec.errors import ConfigError
 
@@ -28,10 +44,13 @@ def why(
     data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
     context: Context = None,
     k: Annotated[int, typer.Option("-k", help="Items of the list.")] = 10,
-    num_beams: Annotated[int | None, typer.Option(help="Beams of the search; unset: max(50, 2k).")] = None,
-    where: Annotated[str | None, typer.Option(help="A predicate over item columns: \"market = 'DE'\".")] = None,
-    blocked: Annotated[str | None, typer.Option(help='Item ids that may not come out: "id,id".')] = None,
-    keep_seen: Annotated[bool, typer.Option(help="Items of the history may come out.")] = False,
+    num_beams: NumBeams = None,
+    where: Where = None,
+    allowed: Allowed = None,
+    blocked: Blocked = None,
+    keep_seen: KeepSeen = False,
+    prompt: PromptFile = None,
+    untrained: Untrained = False,
     out: Annotated[Path | None, typer.Option(help="A folder for why.png and why.json.")] = None,
     engine: EngineName = "local",
     device: Device = "cpu",
@@ -43,13 +62,18 @@ def why(
 
     if (user is None) == (history is None):
         raise ConfigError("why takes one of --user and --history.")
-    recommender = Recommender.load(adapter, engine=engine, device=device, dtype=dtype)
-    items, row = recommender.user_history(user, data) if user is not None else (item_ids(history or ""), None)
+    recommender = Recommender.load(
+        adapter, engine=engine, device=device, dtype=dtype, prompt=prompt, untrained=untrained
+    )
+    items, row = history_of(recommender, user, history, data)
     found = recommender.why(
-        items, item, user=row, context=context_of(context), k=k, num_beams=num_beams,
+        items, item, user=row, context=context_of(context, recommender.adapter.prompt), k=k, num_beams=num_beams,
         exclude_seen=False if keep_seen else None, where=where,
+        allowed=None if allowed is None else item_ids(allowed),
         blocked=None if blocked is None else item_ids(blocked),
     )  # fmt: skip
+    if recommender.not_as_trained:
+        progress.say(f"not as trained: {adapter} was trained with another prompt than {prompt}")
     told = {"answer": found.answer, **asdict(found)}
     if json_:
         print_json(told)
@@ -77,9 +101,9 @@ def _print(found: Explanation) -> None:
     print_table("the search", ["level", "token", "score", "last beam", "kept"], steps, right=(0, 2, 3))
     events = [
         [event.item_id, event.title, "cut" if event.change is None else f"{event.change:+.3f}"]
-        for event in reversed(found.events)
+        for event in found.events
     ]
-    title = "the history, newest first: the score's change when the event is left out (below 0: it speaks for the item)"
+    title = "the history, oldest first: the score's change when the event is left out (below 0: it speaks for the item)"
     print_table(title, ["item", "title", "change"], events, right=(2,))
 
 

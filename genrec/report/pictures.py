@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from genrec.report.numbers import Rows, found_metric, metric_name, ranked, short, significant
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and on paper.
@@ -226,21 +227,31 @@ def _explanation(
     from matplotlib.figure import Figure
 
     most = sorted(range(len(events)), key=lambda place: -abs(events[place][1]))[:EVENTS_SHOWN]
-    shown = [events[place] for place in sorted(most)]  # The newest event has the highest place.
+    shown = [events[place] for place in sorted(most)]
     figure = Figure(figsize=(9, 1.6 + 0.25 * max(len(shown), 5)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    # One token makes no search to draw, but one score, which the title tells.
+    left, *rest = figure.subplots(1, 2 if len(steps) > 1 else 1, width_ratios=(3, 2)[: len(steps)], squeeze=False)[0]
     figure.suptitle(_label(title, 90), fontsize=10)
     colours = [_BETTER if change < 0 else _WORSE for _, change in shown]
     left.barh(range(len(shown)), [change for _, change in shown], color=colours, height=0.62)
     left.set_yticks(range(len(shown)), [_label(name, 40) for name, _ in shown])
     left.set(title="left out, the score changes by", xlabel="left of zero, the event speaks for the item")
-    left.set_ylim(-0.6, max(len(shown), 1) - 0.4)
+    left.set_ylim(max(len(shown), 1) - 0.4, -0.6)  # The oldest event is above.
     left.tick_params(axis="y", length=0)
     if shown:
         left.axvline(0, color="#444444", linewidth=1)
     else:
         left.set_xticks([])
         left.text(0.5, 0.5, "no event was read", transform=left.transAxes, ha="center", va="center")
+    for right in rest:
+        _search(right, steps)
+    left.grid(axis="x", color="#e5e5e5")
+    for axis in (left, *rest):
+        _plain(axis)
+    return figure
+
+
+def _search(right: Axes, steps: Sequence[tuple[str, float, float | None, bool]]) -> None:
     levels = range(1, len(steps) + 1)
     right.plot(levels, [score for _, score, _, _ in steps], color="#9a9a9a", linewidth=1)
     for name, colour, wanted in (("kept", _BETTER, True), ("dropped", _WORSE, False)):
@@ -253,17 +264,13 @@ def _explanation(
     right.set(title="score, token by token", xlim=(0.5, len(steps) + 0.5))
     right.set_xticks(levels, [_label(token, 12) for token, *_ in steps], fontsize=8 if len(steps) <= 4 else 6)
     right.legend(frameon=False)
-    left.grid(axis="x", color="#e5e5e5")
     right.grid(axis="y", color="#e5e5e5")
-    for axis in (left, right):
-        _plain(axis)
-    return figure
 
 
 def explanation(
     events: Sequence[tuple[str, float]], steps: Sequence[tuple[str, float, float | None, bool]], title: str
 ) -> bytes:
-    """Why an item is recommended, or is not, as a PNG: events that count, and the search token by token.
+    """Why an item is recommended, or is not, as a PNG: events that count, and, of several tokens, the search.
 
     Args:
         events: Of the history, oldest first: name, and the change of the item's score where the event is left out.
