@@ -192,6 +192,11 @@ class Dataset:
         return self.interactions["user_id"].unique(maintain_order=True).to_list()
 
     @cached_property
+    def user_index(self) -> dict[str, int]:
+        """User id -> user index."""
+        return {user: index for index, user in enumerate(self.user_ids)}
+
+    @cached_property
     def item_ids(self) -> list[str]:
         """Item ids of the catalogue; the position is the item index."""
         return self.items["item_id"].to_list()
@@ -237,6 +242,18 @@ class Dataset:
             self.users, on="user_id", how="left", maintain_order="left"
         )
         return frame.to_dicts()
+
+    def of_user(self, user: int) -> tuple[list[str], dict[str, Any] | None, pl.DataFrame]:
+        """Of a user index: the whole history as item ids, its entry of ``user_rows``, and its rows of ``events``."""
+        starts = self._codes[2]
+        history = [self.item_ids[item] for item in self.histories[user].tolist()]
+        row = None if self.user_rows is None else self.user_rows[user]
+        return history, row, self.events[int(starts[user]) : int(starts[user + 1])]
+
+    @property
+    def readable(self) -> tuple[list[str], list[str], list[str]]:
+        """The columns that a prompt may read of an item, of a user and of an event."""
+        return self.items.columns, [] if self.users is None else self.users.columns, self.events.columns
 
     def history_frame(self) -> pl.DataFrame:
         """``user_id`` and ``history`` (list[str], oldest first) of every user: the input of a batch job."""

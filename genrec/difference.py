@@ -159,7 +159,7 @@ def _measured(setting: Setting, prompts: Sequence[Prompt], data: str | Path | No
 
     adapter = setting.adapter
     assert adapter is not None
-    sets = [export.validation_set(adapter, setting.tokenization, data, prompt) for prompt in prompts]
+    sets = export.validation_sets(adapter, setting.tokenization, prompts, data)
     model: Any = adapter.model(setting.tokenization)
     try:
         engine = LocalEngine(model.to(device))

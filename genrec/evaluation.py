@@ -112,14 +112,13 @@ def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, spli
             f"part of this split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Use the split "
             f"of its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
         )
-    given = [] if data.users is None else data.users.columns
-    for problem in recommender.adapter.prompt.check(user_columns=given, event_columns=data.events.columns):
+    for problem in recommender.adapter.prompt.check(None, *data.readable[1:]):  # Of items the adapter's own are read.
         raise DataError(f"adapter {label!r}, prompt {recommender.adapter.prompt.name}: {problem}")
     if recommender.item_ids != data.item_ids:
         raise DataError(f"adapter {label!r} knows another catalogue than {spec.data}. Train it on this data set.")
 
     told = contexts(split.test_events) if recommender.adapter.prompt.reads["context"] else None
-    places = {user: place for place, user in enumerate(split.test.users.tolist())}
+    places = {} if told is None else {user: place for place, user in enumerate(split.test.users.tolist())}
 
     def ask(cases: Cases, allowed: NDArray[np.bool_] | None) -> Lists:
         users = None if data.user_rows is None else [data.user_rows[user] for user in cases.users]

@@ -21,7 +21,6 @@ from genrec.engines import Engine
 from genrec.recommender import Recommender
 from genrec.rendering import Rendered, rendered_sequence
 from genrec.report import pictures
-from genrec.restrictions import predicate
 
 # Beginnings that one copy of the prompt decodes together, where there are beams to feed: their mask is quadratic.
 _TOGETHER = 512
@@ -312,7 +311,9 @@ def explain(
     (user,), (context,) = one_each([user], "user", 1), one_each([context], "context", 1)
     history = listed(history, "history")
     events, target = recommender.indices(history), int(recommender.indices([item])[0])
-    open_to = _masks(recommender, events, exclude_seen, where, allowed, blocked)
+    open_to = recommender.masks(where, allowed, blocked)
+    if recommender.exclude_seen if exclude_seen is None else exclude_seen:
+        open_to = {"seen": ~recommender.among(events), **open_to}
     legal = np.logical_and.reduce([np.ones(len(recommender.item_ids), dtype=bool), *open_to.values()])
 
     rendered = rendered_sequence(tokenization, prompt, events, target, user, context)
@@ -367,25 +368,3 @@ def explain(
             for event, index, change in zip(history, events.tolist(), changes, strict=True)
         ),
     )
-
-
-def _masks(
-    recommender: Recommender,
-    history: Ints,
-    exclude_seen: bool | None,
-    where: str | None,
-    allowed: Sequence[str] | None,
-    blocked: Sequence[str] | None,
-) -> dict[str, Bools]:
-    """What each restriction that is in force lets through, bool [items], by its name."""
-    n = len(recommender.item_ids)
-    masks: dict[str, Bools] = {}
-    if recommender.exclude_seen if exclude_seen is None else exclude_seen:
-        masks["seen"] = ~np.isin(np.arange(n), history)
-    if where is not None:
-        masks["where"] = predicate(where, recommender.adapter.items)
-    if allowed is not None:
-        masks["allowed"] = np.isin(np.arange(n), recommender.indices(allowed))
-    if blocked is not None:
-        masks["blocked"] = ~np.isin(np.arange(n), recommender.indices(blocked))
-    return masks

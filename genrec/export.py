@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,20 +239,24 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 # The figures of what is exported
 
 
-def validation_set(
-    adapter: Adapter, tokenization: Tokenization, data: str | Path | None = None, prompt: Prompt | None = None
-) -> ValidationSet:
-    """The validation cases that an adapter's training used.
+def validation_set(adapter: Adapter, tokenization: Tokenization, data: str | Path | None = None) -> ValidationSet:
+    """The validation cases that an adapter's training used. Arguments and errors as in ``validation_sets``."""
+    return validation_sets(adapter, tokenization, [adapter.prompt], data)[0]
+
+
+def validation_sets(
+    adapter: Adapter, tokenization: Tokenization, prompts: Sequence[Prompt], data: str | Path | None = None
+) -> list[ValidationSet]:
+    """The same cases rendered with each of ``prompts``.
 
     Args:
         adapter, tokenization: The adapter, and its own tokenization.
+        prompts: Sequence prompts.
         data: Its data set's folder, where that is not where the recipe said.
-        prompt: What the cases are rendered with; the adapter's own where it is not given.
 
     Raises:
         DataError: The data set is not there, or is another one.
     """
-    prompt = adapter.prompt if prompt is None else prompt
     told = adapter.manifest["data"]
     folder = Path(data) if data is not None else workspace_of(adapter.path) / told["path"]
     measure = "NDCG@10 is measured again on its validation cases. Pass --data FOLDER, or --no-measure."
@@ -268,7 +272,10 @@ def validation_set(
     split = loaded.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
     split = split.without_validation(adapter.not_validated)
     seen = bool(told["manifest"]["exclude_seen"])
-    return ValidationSet.draw(recipe, split, tokenization, prompt, loaded.user_rows, exclude_seen=seen)
+    return [
+        ValidationSet.draw(recipe, split, tokenization, prompt, loaded.user_rows, exclude_seen=seen)
+        for prompt in prompts
+    ]
 
 
 def measure(adapter: Adapter, validation: ValidationSet, engine: Engine) -> dict[str, float]:

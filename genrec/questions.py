@@ -41,8 +41,7 @@ def ask(recommender: Recommender, question: Question, data: Dataset, split: Spli
         return result
     if prompt.subject != "event":
         raise ConfigError(f"spec: questions: the prompt {prompt.name!r} asks about no event: its answer reads none.")
-    given = [] if data.users is None else data.users.columns
-    for problem in prompt.check(user_columns=given, event_columns=data.events.columns):
+    for problem in prompt.check(None, *data.readable[1:]):  # Of items the adapter's own are read.
         raise DataError(f"{recommender.adapter.path}, prompt {prompt.name}: {problem}")
     answers, tokenization = question.answers, recommender.tokenization
     places = {answer: place for place, answer in enumerate(answers)}

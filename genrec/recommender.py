@@ -71,7 +71,7 @@ class Recommender:
         self.titles = adapter.items["title"].to_list()
         self._own = adapter.prompt  # As trained.
         self._file: Path | None = None  # What ``reload`` reads.
-        self._users: tuple[Any, Dataset, dict[str, int]] | None = None  # The data set asked last, by what it was.
+        self._users: tuple[Any, Dataset] | None = None  # The data set asked last, by what it was.
         self._directions: np.ndarray | None = None
 
     def __repr__(self) -> str:
@@ -120,8 +120,9 @@ class Recommender:
             loaded = loaded.with_prompt(prompt, untrained=untrained)
         if engine == "dummy":
             return loaded
-        progress.say(f"{path}: {memory(adapter, tokenization, loaded.trie, wanted)}")
-        return loaded.with_model(device=device, dtype=wanted)
+        needed = memory(adapter, tokenization, loaded.trie, wanted)
+        progress.say(f"{path}: {needed}")
+        return loaded._answering(device, wanted, needed)
 
     @classmethod
     def memory(cls, path: str | Path, dtype: str | torch.dtype = "float32") -> Memory:
@@ -135,13 +136,16 @@ class Recommender:
 
     def with_model(self, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32") -> Recommender:
         """The same, answered by the adapter's model. Arguments and errors as in ``load``."""
+        return self._answering(device, dtype_of(self.adapter, dtype))
+
+    def _answering(self, device: str | torch.device, wanted: torch.dtype, needed: Memory | None = None) -> Recommender:
+        """``with_model``; ``needed`` is its memory, where somebody has measured it."""
         import torch
 
         from genrec.engines.local import LocalEngine
 
-        wanted = dtype_of(self.adapter, dtype)
         if str(device).partition(":")[0] == "cpu":
-            needed = memory(self.adapter, self.tokenization, self.trie, wanted)
+            needed = needed or memory(self.adapter, self.tokenization, self.trie, wanted)
             if needed.weights > (free := memory_at_hand(torch.device("cpu"))):
                 raise ConfigError(
                     f"{self.adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
@@ -373,10 +377,12 @@ class Recommender:
             given, one = histories_of(histories)
             if one and not any(isinstance(item, str) and item in self.index for item in given[0]):
                 self._refuse_users(given[0])
+        asked = [self.indices(history) for history in given]
+        masks = self.masks(where, allowed, blocked)
         found = self.search(
-            [self.indices(history) for history in given], k, num_beams=num_beams, exclude_seen=exclude_seen,
+            asked, k, num_beams=num_beams, exclude_seen=exclude_seen,
             users=one_each(users, "users", len(given)), contexts=one_each(contexts, "contexts", len(given)),
-            allowed=self.allowed(where, allowed, blocked),
+            allowed=np.logical_and.reduce([*masks.values()]) if masks else None,
         )  # fmt: skip
         lists = [self._list(*told) for told in zip(found.items, found.scores, found.reasons, strict=True)]
         return lists[0] if one else lists
@@ -387,7 +393,7 @@ class Recommender:
             self.indices(history)
         except UnknownIdError as error:
             kept = self._users
-            users = kept is not None and all(one in kept[2] for one in history)
+            users = kept is not None and all(one in kept[1].user_index for one in history)
             hint = f"These are users: write user_ids={list(history)!r}." if users else "Users go in user_ids=[...]."
             raise UnknownIdError(f"{error} {hint}") from None
 
@@ -402,18 +408,22 @@ class Recommender:
             reason,
         )
 
-    def allowed(self, where: str | None, allowed: History | None, blocked: History | None) -> Bools | None:
-        """bool [n_items], the items that the restrictions of a call leave; None where there are none.
+    def masks(self, where: str | None, allowed: History | None, blocked: History | None) -> dict[str, Bools]:
+        """The items that each restriction of a call lets through, bool [n_items], by its name; none that is not given.
 
         Arguments and errors as in ``recommend``.
         """
-        if where is None and allowed is None and blocked is None:
-            return None
-        mask = np.ones(len(self.item_ids), dtype=bool) if where is None else predicate(where, self.adapter.items)
+        masks = {} if where is None else {"where": predicate(where, self.adapter.items)}
         if allowed is not None:
-            mask &= np.isin(np.arange(len(mask)), self.indices(allowed))
+            masks["allowed"] = self.among(self.indices(allowed))
         if blocked is not None:
-            mask[self.indices(blocked)] = False
+            masks["blocked"] = ~self.among(self.indices(blocked))
+        return masks
+
+    def among(self, items: np.ndarray) -> Bools:
+        """bool [n_items]: whether an item is one of the item indices ``items``."""
+        mask = np.zeros(len(self.item_ids), dtype=bool)
+        mask[items] = True
         return mask
 
     def recommend_frame(
@@ -542,15 +552,12 @@ class Recommender:
         Raises:
             UnknownIdError: A user that the data set does not know.
         """
-        loaded, index = self._user(user, data)
-        history = [loaded.item_ids[item] for item in loaded.histories[index]]
-        return history, None if loaded.user_rows is None else loaded.user_rows[index]
+        history, row, _ = self._user(user, data)
+        return history, row
 
     def user_events(self, user: str, data: str | Path | Dataset | None = None) -> list[dict[str, Any]]:
         """What the log says of each event of ``user_history`` (rating, ...). Arguments and errors as there."""
-        loaded, index = self._user(user, data)
-        before = sum(map(len, loaded.histories[:index]))
-        return loaded.events[before : before + len(loaded.histories[index])].to_dicts()
+        return self._user(user, data)[2].to_dicts()
 
     def _of_data(
         self, user_ids: Iterable[Any], users: Rows | None, data: str | Path | Dataset | None
@@ -560,17 +567,21 @@ class Recommender:
         told = zip(known, one_each(users, "users", len(known)), strict=True)
         return [history for history, _ in known], [{**(row or {}), **(more or {})} for (_, row), more in told]
 
-    def _user(self, user: str, data: str | Path | Dataset | None) -> tuple[Dataset, int]:
-        loaded, places, name = self._known_users(data)
-        if not isinstance(user, Hashable) or user not in places:
-            hint = closest(user, places, f"It has {len(places)} users.")
+    def _user(
+        self, user: str, data: str | Path | Dataset | None
+    ) -> tuple[list[str], dict[str, Any] | None, pl.DataFrame]:
+        """What ``Dataset.of_user`` says of a user id."""
+        loaded, name = self._asked_last(data)
+        known = loaded.user_index
+        if not isinstance(user, Hashable) or user not in known:
+            hint = closest(user, known, f"It has {len(known)} users.")
             if isinstance(user, str) and user in self.index:
                 hint = f"It is an item: a history is a list, [{user!r}]."
             raise UnknownIdError(f"user {user!r} is not in {name}. {hint}")
-        return loaded, places[user]
+        return loaded.of_user(known[user])
 
-    def _known_users(self, data: str | Path | Dataset | None) -> tuple[Dataset, dict[str, int], str]:
-        """A data set, the place of each of its users, and its name; the last one is kept until its folder changes."""
+    def _asked_last(self, data: str | Path | Dataset | None) -> tuple[Dataset, str]:
+        """A data set and its name; the last one that was asked is kept until its folder changes."""
         if isinstance(data, Dataset):
             stamp: Any = data
             name = str(data.manifest.get("name"))
@@ -581,7 +592,5 @@ class Recommender:
             stamp = folder, note.stat().st_mtime_ns if note.is_file() else None
         kept = self._users
         if kept is None or kept[0] != stamp:
-            loaded = data if isinstance(data, Dataset) else Dataset.load(folder)
-            kept = stamp, loaded, {user: index for index, user in enumerate(loaded.user_ids)}
-            self._users = kept
-        return kept[1], kept[2], name
+            self._users = kept = stamp, data if isinstance(data, Dataset) else Dataset.load(folder)
+        return kept[1], name

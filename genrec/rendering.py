@@ -195,8 +195,7 @@ class Setting:
         """
         if not (self.data / "manifest.json").exists():
             return self.tokenization.items.columns, None, None
-        users = self.dataset.users
-        return self.tokenization.items.columns, [] if users is None else users.columns, self.dataset.events.columns
+        return self.tokenization.items.columns, *self.dataset.readable[1:]
 
     @cached_property
     def _rooms(self) -> dict[str, int]:
@@ -315,14 +314,11 @@ class Setting:
 
     def _user(self, user: str) -> tuple[list[str], dict[str, Any] | None, pl.DataFrame]:
         """The whole history of a user, the user's columns, and what the log says of each event."""
-        data = self.dataset
-        if user not in data.user_ids:
-            hint = closest(user, data.user_ids, f"It has {len(data.user_ids)} users.")
+        known = self.dataset.user_index
+        if user not in known:
+            hint = closest(user, known, f"It has {len(known)} users.")
             raise UnknownIdError(f'user {user!r} is not in {self.data}. {hint} Or pass a history: --history "id,id"')
-        index = data.user_ids.index(user)
-        before, length = sum(map(len, data.histories[:index])), len(data.histories[index])
-        history = [data.item_ids[item] for item in data.histories[index]]
-        return history, None if data.user_rows is None else data.user_rows[index], data.events[before : before + length]
+        return self.dataset.of_user(known[user])
 
     def _rendered(
         self,

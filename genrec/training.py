@@ -179,8 +179,7 @@ def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
             )
     loaded = [Prompt.load(workspace / task.prompt) for task in recipe.tasks]
     for task, prompt in zip(recipe.tasks, loaded, strict=True):
-        users = [] if data.users is None else data.users.columns
-        problems = prompt.check(data.items.columns, users, data.events.columns)
+        problems = prompt.check(*data.readable)
         if problems:
             first = problems[0]
             raise PromptError(f"{task.prompt}:{first.line}:{first.column}: {first.message} {first.fix}")

@@ -111,6 +111,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def semantic_adapter(workspace: Path, root: Path, prompt: str, *, codes: int, max_length: int) -> Path:
+    """The folder of an adapter with semantic IDs of two levels and a prompt of its own, in a copy of the workspace."""
+    from genrec import training
+
+    shutil.copytree(workspace, root)
+    (root / "prompts" / "aged.jinja").write_text(prompt)
+    (root / "adapters" / "aged.toml").write_text(
+        f'base = "adapters/random"\ndata = "data/tiny"\ntuning = "full"\nmax_length = {max_length}\nfeatures = 8\n'
+        f'[[tasks]]\nprompt = "prompts/aged.jinja"\n[identifiers]\nscheme = "semantic"\nlevels = 2\ncodes = {codes}\n'
+        "[training]\nnum_train_epochs = 1\nlearning_rate = 1e-2\n"
+    )
+    return training.train(root / "adapters" / "aged.toml")
+
+
 # The command line
 
 

@@ -11,7 +11,7 @@ from genrec import metrics
 from genrec.difference import Pair, difference
 from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, DataError
-from genrec.export import validation_set
+from genrec.export import validation_sets
 from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 from genrec.rendering import render
@@ -77,7 +77,7 @@ def test_ndcg_of_both_prompts_in_memory(workspace: Path, rec: Recommender, title
     assert found.ndcg["change"] == pytest.approx(found.ndcg["b"] - found.ndcg["a"])
     assert found.ndcg["low"] <= found.ndcg["change"] <= found.ndcg["high"]
     assert found.not_as_trained == ["b"]
-    cases = validation_set(rec.adapter, rec.tokenization, None, Prompt.load(titles))
+    (cases,) = validation_sets(rec.adapter, rec.tokenization, [Prompt.load(titles)])
     assert isinstance(rec.engine, LocalEngine)
     assert found.ndcg["b"] == pytest.approx(metrics.METRICS["ndcg"](cases.ranks(rec.engine), 10).mean(), abs=1e-6)
     assert found.ndcg["cases"] == len(cases.targets)

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import semantic_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genrec import explanations, training
+from genrec import explanations
 from genrec.cli import main
 from genrec.decoding import Trie
 from genrec.engines.dummy import DummyEngine
@@ -30,17 +30,9 @@ def rec(workspace: Path) -> Recommender:
 @pytest.fixture(scope="module")
 def semantic(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     """An adapter with semantic IDs of some levels, whose head tells the age of the user."""
+    prompt = "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
     root = tmp_path_factory.mktemp("semantic") / "workspace"
-    shutil.copytree(workspace, root)
-    (root / "prompts" / "aged.jinja").write_text(
-        "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
-    )
-    (root / "adapters" / "semantic.toml").write_text(
-        'base = "adapters/random"\ndata = "data/tiny"\ntuning = "full"\nmax_length = 48\nfeatures = 8\n'
-        '[[tasks]]\nprompt = "prompts/aged.jinja"\n[identifiers]\nscheme = "semantic"\nlevels = 2\ncodes = 5\n'
-        "[training]\nnum_train_epochs = 1\nlearning_rate = 1e-2\n"
-    )
-    return Recommender.load(training.train(root / "adapters" / "semantic.toml"))
+    return Recommender.load(semantic_adapter(workspace, root, prompt, codes=5, max_length=48))
 
 
 def slowly_ranked(rec: Recommender, history: list[str], item: str, shut: set[str], user: Any = None) -> int:

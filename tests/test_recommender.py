@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from conftest import semantic_adapter
 
 import genrec
-from genrec import training
 from genrec.errors import AdapterError, ConfigError, DataError, DecodingError, PromptError, UnknownIdError
 from genrec.prompts import Prompt
 from genrec.recommender import Recommender
@@ -28,18 +28,12 @@ def rec(workspace: Path) -> Recommender:
 @pytest.fixture(scope="module")
 def aged(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     """An adapter with semantic IDs, whose prompt tells the age of the user and the titles of the history."""
-    root = tmp_path_factory.mktemp("aged") / "workspace"
-    shutil.copytree(workspace, root)
-    (root / "prompts" / "aged.jinja").write_text(
+    prompt = (
         "{% block system %}Films.{% endblock %}{% block user %}Age {{ user.age }}{% endblock %}"
         "{% block item %}{{ item.identifier }}{{ item.brand }}{% endblock %}"
     )
-    (root / "adapters" / "aged.toml").write_text(
-        'base = "adapters/random"\ndata = "data/tiny"\ntuning = "full"\nmax_length = 96\nfeatures = 8\n'
-        '[[tasks]]\nprompt = "prompts/aged.jinja"\n[identifiers]\nscheme = "semantic"\nlevels = 2\ncodes = 8\n'
-        "[training]\nnum_train_epochs = 1\nlearning_rate = 1e-2\n"
-    )
-    return Recommender.load(training.train(root / "adapters" / "aged.toml"))
+    root = tmp_path_factory.mktemp("aged") / "workspace"
+    return Recommender.load(semantic_adapter(workspace, root, prompt, codes=8, max_length=96))
 
 
 def by_score(rec: Recommender, history: list[str], leave_out: set[str], user: Any = None) -> list[tuple[str, float]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from genrec import progress
 from genrec.config import override, suggestion
 from genrec.errors import ConfigError, UnknownIdError
 
@@ -20,6 +21,9 @@ Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the fi
 SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
 Device = Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it: cpu, cuda, ...")]
 Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")]
+User = Annotated[str | None, typer.Option(help="A user of the data set, with the whole history.")]
+History = Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id"; may be empty.')]
+UsersData = Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")]
 NumBeams = Annotated[int | None, typer.Option(help="Beams of the search; unset: max(50, 2k).")]
 Where = Annotated[str | None, typer.Option(help="Only items where it holds: \"market = 'DE'\".")]
 Allowed = Annotated[str | None, typer.Option(help='Item ids that alone may come out: "id,id".')]
@@ -51,16 +55,42 @@ def item_ids(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def history_of(
-    recommender: Recommender, user: str | None, history: str | None, data: Path | None
-) -> tuple[list[str], dict[str, Any] | None]:
-    """What ``--user`` and ``--data``, or ``--history``, say: a history, and the columns of its user."""
+def asked(
+    command: str, adapter: Path, user: str | None, history: str | None, data: Path | None, **options: Any
+) -> tuple[Recommender, list[str], dict[str, Any] | None]:
+    """A recommender, loaded with ``options``, and what it is asked: a history, and the columns of its user.
+
+    Raises:
+        ConfigError: Not one of ``--user`` and ``--history``, as ``command`` takes.
+        UnknownIdError: No such user.
+    """
+    from genrec.recommender import Recommender
+
+    if (user is None) == (history is None):
+        raise ConfigError(f"{command} takes one of --user and --history.")
+    recommender = Recommender.load(adapter, **options)
     if user is None:
-        return item_ids(history or ""), None
+        return recommender, item_ids(history or ""), None
     try:
-        return recommender.user_history(user, data)
+        return recommender, *recommender.user_history(user, data)
     except UnknownIdError as error:
         raise UnknownIdError(f'{error} Or pass a history: --history "id,id"') from None
+
+
+def restrictions(where: str | None, allowed: str | None, blocked: str | None, keep_seen: bool) -> dict[str, Any]:
+    """The options of these names as arguments of ``Recommender.recommend`` and ``why``."""
+    return {
+        "where": where,
+        "allowed": None if allowed is None else item_ids(allowed),
+        "blocked": None if blocked is None else item_ids(blocked),
+        "exclude_seen": False if keep_seen else None,
+    }
+
+
+def say_not_as_trained(recommender: Recommender, prompt: Path | None) -> None:
+    """Say that ``--prompt`` is not what the adapter was trained with, where it is not."""
+    if recommender.not_as_trained:
+        progress.say(f"not as trained: {recommender.adapter.path} was trained with another prompt than {prompt}")
 
 
 def context_of(given: list[str] | None, prompt: Prompt) -> dict[str, Any] | None:

@@ -95,9 +95,7 @@ def check_(
     elif data is not None:
         from genrec.dataset import Dataset
 
-        loaded = Dataset.load(data)
-        items, events = loaded.items.columns, loaded.events.columns
-        users = loaded.users.columns if loaded.users is not None else []
+        items, users, events = Dataset.load(data).readable
     found = {str(path): check(path, items, users, events, tokenization=tokenization) for path in paths}
     if json_:
         print_json({path: [asdict(problem) for problem in problems] for path, problems in found.items()})

@@ -17,18 +17,21 @@ from genrec.cli.options import (
     Device,
     Dtype,
     EngineName,
+    History,
     Json,
     KeepSeen,
     NumBeams,
     PromptFile,
     Untrained,
+    User,
+    UsersData,
     Where,
+    asked,
     context_of,
-    history_of,
-    item_ids,
+    restrictions,
+    say_not_as_trained,
 )
 from genrec.cli.output import print_json, print_table
-from genrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from genrec.explanations import Explanation
@@ -39,9 +42,9 @@ _READ_AT_MOST = 600  # Characters of the prompt that the table shows at its begi
 def why(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
     item: Annotated[str, typer.Option(help="The item id asked about.")],
-    user: Annotated[str | None, typer.Option(help="A user of the data set, with the whole history.")] = None,
-    history: Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id"; may be empty.')] = None,
-    data: Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")] = None,
+    user: User = None,
+    history: History = None,
+    data: UsersData = None,
     context: Context = None,
     k: Annotated[int, typer.Option("-k", help="Items of the list.")] = 10,
     num_beams: NumBeams = None,
@@ -58,22 +61,15 @@ def why(
     json_: Json = False,
 ) -> None:
     """Why an item is in a list, or is not: prompt, search level by level, exact rank, and what each event does."""
-    from genrec.recommender import Recommender
-
-    if (user is None) == (history is None):
-        raise ConfigError("why takes one of --user and --history.")
-    recommender = Recommender.load(
-        adapter, engine=engine, device=device, dtype=dtype, prompt=prompt, untrained=untrained
-    )
-    items, row = history_of(recommender, user, history, data)
+    recommender, items, row = asked(
+        "why", adapter, user, history, data,
+        engine=engine, device=device, dtype=dtype, prompt=prompt, untrained=untrained,
+    )  # fmt: skip
     found = recommender.why(
         items, item, user=row, context=context_of(context, recommender.adapter.prompt), k=k, num_beams=num_beams,
-        exclude_seen=False if keep_seen else None, where=where,
-        allowed=None if allowed is None else item_ids(allowed),
-        blocked=None if blocked is None else item_ids(blocked),
+        **restrictions(where, allowed, blocked, keep_seen),
     )  # fmt: skip
-    if recommender.not_as_trained:
-        progress.say(f"not as trained: {adapter} was trained with another prompt than {prompt}")
+    say_not_as_trained(recommender, prompt)
     told = {"answer": found.answer, **asdict(found)}
     if json_:
         print_json(told)
