@@ -67,6 +67,8 @@ class WalkRecipe:
         variants: Histories per training user and epoch, after the opening, that are told again with near items in the
             place of some.
         replaced: The chance of each item of a variant to be replaced by a neighbour, drawn as for a walk.
+        stand_ins: How often per epoch, after the opening, each item that no training history holds stands in for a
+            neighbour, as what came next in somebody's history.
     """
 
     share: float = 0.0
@@ -76,6 +78,7 @@ class WalkRecipe:
     mean_rank: float = 2.0
     variants: float = 0.0
     replaced: float = 0.3
+    stand_ins: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ class Recipe:
         if self.walks.variants < 0 or not 0 <= self.walks.replaced <= 1:
             raise ConfigError(f"recipe: walks.variants is {self.walks.variants} (at least 0), walks.replaced "
                               f"{self.walks.replaced} (from 0 to 1).")  # fmt: skip
+        if self.walks.stand_ins < 0:
+            raise ConfigError(f"recipe: walks.stand_ins is {self.walks.stand_ins}. It is at least 0.")
         if self.walks.length < 2 or self.walks.neighbours < 1:
             raise ConfigError(f"recipe: walks.length is {self.walks.length} (at least 2), walks.neighbours "
                               f"{self.walks.neighbours} (at least 1).")  # fmt: skip

@@ -215,6 +215,21 @@ class _Walks:
         drawn = features.variants(self.neighbours, chosen, told.replaced, self.rng, mean_rank=told.mean_rank)
         return self._cut(drawn, catalogue, budget)
 
+    def stand_ins(
+        self, prompt: Prompt, catalogue: np.ndarray, histories: Sequence[np.ndarray], unseen: np.ndarray
+    ) -> list[tuple[int, ...]]:
+        """Rows in which each of ``unseen`` is what came next in a history, in the place of a near item."""
+        if self.neighbours is None or not len(unseen):
+            return []
+        mean_rank, budget = self.recipe.walks.mean_rank, self._budget(prompt)
+        result: list[tuple[int, ...]] = []
+        for item, user, place in features.stand_ins(self.neighbours, unseen, histories, self.rng, mean_rank):
+            told = np.append(histories[user][:place], item).astype(np.int32)
+            ((start, stop, skip),) = later_windows(catalogue[told], budget, place, place + 1)
+            result.append((WALK, len(self.made), 0, stop - start, skip))
+            self.made.append(told[start:stop])
+        return result
+
     def _budget(self, prompt: Prompt) -> int:
         return self.tokenization.history_budget(self.tokenization.head_ids(prompt))
 
@@ -375,6 +390,8 @@ def plan(
     opening = _opening(recipe, epochs) if neighbours is not None else 0
     histories = _Histories(train, rng) if fresh is None else _FreshHistories(train, rng, fresh)
     walks = _Walks(recipe, tokenization, neighbours, rng)
+    held = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *train]))
+    unseen = np.setdiff1d(np.arange(len(tokenization.items)), held)
     cuts: dict[int, Cuts] = {}
     about: dict[int, np.ndarray] = {}  # Items or events that a question can be asked about.
     questions: dict[int, _QuestionSizes] = {}
@@ -418,6 +435,9 @@ def plan(
                     count = round(weights[number] * recipe.walks.variants * len(histories.active))
                     longer = [train[user] for user in histories.active if len(train[user]) > 1]
                     made += walks.variants(prompt, cuts[number].catalogue, longer, count)
+                if epoch >= opening and recipe.walks.stand_ins:
+                    count = round(weights[number] * recipe.walks.stand_ins * len(unseen))
+                    made += walks.stand_ins(prompt, cuts[number].catalogue, train, _in_rounds(unseen, count, rng))
             else:
                 count = round(weights[number] * windows_now)
                 if prompt.subject == "item":

@@ -240,6 +240,49 @@ def variants(
     return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
+def stand_ins(
+    neighbours: NDArray[np.integer],
+    items: NDArray[np.integer],
+    histories: Sequence[NDArray[np.integer]],
+    rng: np.random.Generator,
+    mean_rank: float = 2.0,
+) -> list[tuple[int, int, int]]:
+    """Events in which items that no history holds could have been what came next: a near item was.
+
+    For each item one of its neighbours that some history holds is drawn, the r-th of them with probability proportional
+    to ``exp(-r / mean_rank)``, and one of that neighbour's events, evenly. One without such a neighbour is left out.
+
+    Args:
+        neighbours: int [n_items, k], best first, padded with -1.
+        items: The items to place, each as often as it stands there.
+        histories: The histories of all users.
+        rng: Source of randomness.
+        mean_rank: Scale of the exponential, > 0.
+
+    Returns:
+        ``(item, history, place)`` of each: what stands in, for the event at which place of which history.
+    """
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *histories]).astype(np.int64)
+    order, counts = np.argsort(flat, kind="stable"), np.bincount(flat, minlength=len(neighbours))
+    first = np.cumsum(counts) - counts
+    weight = np.exp(-np.arange(neighbours.shape[1]) / mean_rank)
+    near = neighbours[items]
+    held = (near >= 0) & (counts[near] > 0)
+    if not held.any():
+        return []
+    # Ranks count among the neighbours that are held.
+    cumulative = np.cumsum(weight[np.cumsum(held, axis=1) - 1] * held, axis=1)
+    found = held.any(axis=1)
+    items, near, cumulative = items[found], near[found], cumulative[found]
+    rank = np.argmax(cumulative > (rng.random(len(items)) * cumulative[:, -1])[:, None], axis=1)
+    stood = near[np.arange(len(items)), rank]
+    events = order[first[stood] + (rng.random(len(items)) * counts[stood]).astype(np.int64)]
+    users = np.searchsorted(np.cumsum(lengths), events, side="right")
+    places = events - (np.cumsum(lengths) - lengths)[users]
+    return list(zip(items.tolist(), users.tolist(), places.tolist(), strict=True))
+
+
 def interaction_matrix(train: Sequence[NDArray[np.integer]], n_items: int) -> sparse.csr_matrix:
     """Who consumed what: float32 csr [n_users, n_items], 1 where a user's history holds the item.
 

@@ -161,6 +161,7 @@ def test_a_bad_override_is_named(tmp_path: Path, assignment: str, message: str) 
         ({"walks": WalkRecipe(alone=1.0)}, "1.0 (at least 0, below 1)"),
         ({"walks": WalkRecipe(length=1)}, "walks.length is 1"),
         ({"walks": WalkRecipe(neighbours=0)}, "0 (at least 1)"),
+        ({"walks": WalkRecipe(stand_ins=-1.0)}, "walks.stand_ins is -1.0"),
         ({"validation": Validation(per_epoch=0.0)}, "validation.per_epoch is 0.0"),
         ({"validation": Validation(users=-1)}, "validation.users is -1"),
         ({"validation": Validation(patience=-1)}, "validation.patience -1"),

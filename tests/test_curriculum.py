@@ -212,6 +212,42 @@ def test_a_variant_of_a_long_history_is_a_piece_of_it() -> None:
     assert all(len(rows.row(number).ids) <= 12 for number in range(len(rows)))
 
 
+@pytest.mark.parametrize("loss", ["every", "answer"])
+def test_items_that_no_history_holds_stand_in_for_near_ones_after_the_opening(loss: str) -> None:
+    """Each as often as told, as the one target of a row, after what came before the event that it stands for."""
+    held = {int(item) for history in TRAIN for item in history}
+    gone = sorted(held)[:2]
+    train = [history[~np.isin(history, gone)] for history in TRAIN]
+    walks = WalkRecipe(alone=0.25, stand_ins=1.5)
+    told, made_of = recipe(1.0, max_length=24, walks=walks, loss=loss), tokenization(24)
+    made = plan(told, [NEXT], made_of, train, neighbours(), None, epochs=4, batch_size=4)
+    unseen = set(range(len(made_of.items))) - {int(item) for history in train for item in history}
+    assert set(gone) <= unseen
+    rows, found = Rows(made, [NEXT], made_of, train), Counter[int]()
+    for number, (epoch, _, kind, index, start, stop, skip) in enumerate(made.table.tolist()):
+        if kind != WALK or epoch == 0:
+            continue
+        piece = made.walks[index]
+        assert (start, stop, skip) == (0, len(piece), len(piece) - 1)
+        *before, item = piece.tolist()
+        found[item] += 1
+        assert any(
+            history[place - len(before) : place].tolist() == before and history[place] in neighbours()[item]
+            for history in train
+            for place in range(len(before), len(history))
+        )
+        row = rows.row(number)
+        assert len(row.ids) <= 24
+        assert row.labels[row.labels != IGNORE].tolist() == made_of.tokens[item][made_of.tokens[item] >= 0].tolist()
+    able = [
+        item for item in unseen if any(near in set(range(len(made_of.items))) - unseen for near in neighbours()[item])
+    ]
+    assert set(found) == set(able)
+    assert sum(found.values()) <= 3 * round(1.5 * len(unseen))
+    if len(able) == len(unseen):
+        assert sum(found.values()) == 3 * round(1.5 * len(unseen))
+
+
 def test_walks_read_no_interaction() -> None:
     """The leak guard of walks: other training histories give the same walks."""
     walks, other = WalkRecipe(alone=0.9), [history[::-1].copy() for history in TRAIN]
