@@ -63,12 +63,14 @@ class WalkRecipe:
         alone: The share of all epochs, at the beginning, that trains on walks alone (as many as users per epoch).
         length: Items per walk.
         neighbours: How many nearest items a step may choose from.
-        mean_rank: Mean of the exponential distribution that draws the rank of the chosen neighbour.
+        mean_rank: Scale of the exponential distribution that draws the rank of the chosen neighbour.
         variants: Histories per training user and epoch, after the opening, that are told again with near items in the
             place of some.
         replaced: The chance of each item of a variant to be replaced by a neighbour, drawn as for a walk.
-        stand_ins: How often per epoch, after the opening, each item that no training history holds stands in for a
-            neighbour, as what came next in somebody's history.
+        newcomers: How often per epoch, after the opening, each item that no training history holds is told as what came
+            next in somebody's history, right after a neighbour.
+
+    Rows of variants and newcomers are told like walks: without the user's columns and the context of an event.
     """
 
     share: float = 0.0
@@ -78,7 +80,12 @@ class WalkRecipe:
     mean_rank: float = 2.0
     variants: float = 0.0
     replaced: float = 0.3
-    stand_ins: float = 0.0
+    newcomers: float = 0.0
+
+    @property
+    def used(self) -> bool:
+        """Whether training has any row that needs neighbours."""
+        return self.share > 0 or self.alone > 0 or self.variants > 0 or self.newcomers > 0
 
 
 @dataclass(frozen=True)
@@ -185,8 +192,10 @@ class Recipe:
         if self.walks.variants < 0 or not 0 <= self.walks.replaced <= 1:
             raise ConfigError(f"recipe: walks.variants is {self.walks.variants} (at least 0), walks.replaced "
                               f"{self.walks.replaced} (from 0 to 1).")  # fmt: skip
-        if self.walks.stand_ins < 0:
-            raise ConfigError(f"recipe: walks.stand_ins is {self.walks.stand_ins}. It is at least 0.")
+        if self.walks.newcomers < 0:
+            raise ConfigError(f"recipe: walks.newcomers is {self.walks.newcomers}. It is at least 0.")
+        if not self.walks.mean_rank > 0:
+            raise ConfigError(f"recipe: walks.mean_rank is {self.walks.mean_rank}. It is above 0.")
         if self.walks.length < 2 or self.walks.neighbours < 1:
             raise ConfigError(f"recipe: walks.length is {self.walks.length} (at least 2), walks.neighbours "
                               f"{self.walks.neighbours} (at least 1).")  # fmt: skip

@@ -100,6 +100,7 @@ class _Histories:
     def __init__(self, train: Sequence[np.ndarray], rng: np.random.Generator) -> None:
         self.train, self.rng, self.begin = train, rng, begins(train)
         self.active = [user for user, history in enumerate(train) if len(history)]
+        self.retold: Sequence[np.ndarray] = train  # What walks may tell in another way.
 
     def windows(self, cuts: Cuts) -> list[tuple[int, ...]]:
         """A sequence prompt's rows of an epoch."""
@@ -153,6 +154,7 @@ class _FreshHistories(_Histories):
     def __init__(self, train: Sequence[np.ndarray], rng: np.random.Generator, fresh: Fresh) -> None:
         super().__init__(train, rng)
         self.fresh = fresh
+        self.retold = []  # It would make targets of known events, and of those that are held back.
         self.active = [user for user in self.active if fresh.new(user, len(train[user]))]
 
     def windows(self, cuts: Cuts) -> list[tuple[int, ...]]:
@@ -215,17 +217,17 @@ class _Walks:
         drawn = features.variants(self.neighbours, chosen, told.replaced, self.rng, mean_rank=told.mean_rank)
         return self._cut(drawn, catalogue, budget)
 
-    def stand_ins(
+    def newcomers(
         self, prompt: Prompt, catalogue: np.ndarray, histories: Sequence[np.ndarray], unseen: np.ndarray
     ) -> list[tuple[int, ...]]:
-        """Rows in which each of ``unseen`` is what came next in a history, in the place of a near item."""
+        """Rows in which each of ``unseen`` is what came next in a history, right after a near item."""
         if self.neighbours is None or not len(unseen):
             return []
         mean_rank, budget = self.recipe.walks.mean_rank, self._budget(prompt)
         result: list[tuple[int, ...]] = []
-        for item, user, place in features.stand_ins(self.neighbours, unseen, histories, self.rng, mean_rank):
-            told = np.append(histories[user][:place], item).astype(np.int32)
-            ((start, stop, skip),) = later_windows(catalogue[told], budget, place, place + 1)
+        for item, user, place in features.newcomers(self.neighbours, unseen, histories, self.rng, mean_rank):
+            told = np.append(histories[user][: place + 1], item).astype(np.int32)
+            ((start, stop, skip),) = later_windows(catalogue[told], budget, place + 1, place + 2)
             result.append((WALK, len(self.made), 0, stop - start, skip))
             self.made.append(told[start:stop])
         return result
@@ -433,11 +435,12 @@ def plan(
                 made += walks.rows(prompt, cuts[number].catalogue, count)
                 if epoch >= opening and recipe.walks.variants:
                     count = round(weights[number] * recipe.walks.variants * len(histories.active))
-                    longer = [train[user] for user in histories.active if len(train[user]) > 1]
+                    longer = [history for history in histories.retold if len(history) > 1]
                     made += walks.variants(prompt, cuts[number].catalogue, longer, count)
-                if epoch >= opening and recipe.walks.stand_ins:
-                    count = round(weights[number] * recipe.walks.stand_ins * len(unseen))
-                    made += walks.stand_ins(prompt, cuts[number].catalogue, train, _in_rounds(unseen, count, rng))
+                if epoch >= opening and recipe.walks.newcomers:
+                    count = round(weights[number] * recipe.walks.newcomers * len(unseen))
+                    chosen = _in_rounds(unseen, count, rng)
+                    made += walks.newcomers(prompt, cuts[number].catalogue, histories.retold, chosen)
             else:
                 count = round(weights[number] * windows_now)
                 if prompt.subject == "item":

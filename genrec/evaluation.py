@@ -151,6 +151,7 @@ def _tuned_on(split: Split, data: Dataset, exclude_seen: bool) -> dict[str, Any]
         "valid_hash": histories_hash(targets, data.item_ids),
         "items_hash": files.text_hash(data.items.write_json()),
         "exclude_seen": exclude_seen,
+        "settings": files.text_hash(repr({name: baseline.GRID for name, baseline in BASELINES.items()})),
     }
 
 

@@ -240,28 +240,31 @@ def variants(
     return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
-def stand_ins(
+def newcomers(
     neighbours: NDArray[np.integer],
     items: NDArray[np.integer],
     histories: Sequence[NDArray[np.integer]],
     rng: np.random.Generator,
     mean_rank: float = 2.0,
 ) -> list[tuple[int, int, int]]:
-    """Events in which items that no history holds could have been what came next: a near item was.
+    """Events after which items that no history holds could have come: those of near items.
 
-    For each item one of its neighbours that some history holds is drawn, the r-th of them with probability proportional
-    to ``exp(-r / mean_rank)``, and one of that neighbour's events, evenly. One without such a neighbour is left out.
+    For each item one of its neighbours that some history holds is drawn, the r-th of these with probability
+    proportional to ``exp(-r / mean_rank)``, and one of that neighbour's events, evenly. An item without such a
+    neighbour is left out.
 
     Args:
         neighbours: int [n_items, k], best first, padded with -1.
-        items: The items to place, each as often as it stands there.
+        items: The items to place, each as often as it is named.
         histories: The histories of all users.
         rng: Source of randomness.
         mean_rank: Scale of the exponential, > 0.
 
     Returns:
-        ``(item, history, place)`` of each: what stands in, for the event at which place of which history.
+        ``(item, history, place)`` of each: it could have come after the event at that place of that history.
     """
+    if not mean_rank > 0:
+        raise ConfigError(f"newcomers need mean_rank > 0, found {mean_rank}.")
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     flat = np.concatenate([np.empty(0, dtype=np.int64), *histories]).astype(np.int64)
     order, counts = np.argsort(flat, kind="stable"), np.bincount(flat, minlength=len(neighbours))
@@ -271,13 +274,12 @@ def stand_ins(
     held = (near >= 0) & (counts[near] > 0)
     if not held.any():
         return []
-    # Ranks count among the neighbours that are held.
     cumulative = np.cumsum(weight[np.cumsum(held, axis=1) - 1] * held, axis=1)
     found = held.any(axis=1)
     items, near, cumulative = items[found], near[found], cumulative[found]
     rank = np.argmax(cumulative > (rng.random(len(items)) * cumulative[:, -1])[:, None], axis=1)
-    stood = near[np.arange(len(items)), rank]
-    events = order[first[stood] + (rng.random(len(items)) * counts[stood]).astype(np.int64)]
+    before = near[np.arange(len(items)), rank]
+    events = order[first[before] + (rng.random(len(items)) * counts[before]).astype(np.int64)]
     users = np.searchsorted(np.cumsum(lengths), events, side="right")
     places = events - (np.cumsum(lengths) - lengths)[users]
     return list(zip(items.tolist(), users.tolist(), places.tolist(), strict=True))

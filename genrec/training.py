@@ -469,9 +469,8 @@ def _ready(recipe: Recipe, root: Path, data: Dataset | None, prepared: Prepared 
         base, prompts, tokenization, model = prepared.base, prepared.prompts, prepared.tokenization, prepared.model
     check_length(recipe, model, base.name)
     neighbours = None
-    told = recipe.walks
-    if told.share > 0 or told.alone > 0 or told.variants > 0 or told.stand_ins > 0:
-        neighbours = features.neighbours(vectors.tfidf, told.neighbours)
+    if recipe.walks.used:
+        neighbours = features.neighbours(vectors.tfidf, recipe.walks.neighbours)
     with tempfile.TemporaryDirectory() as scratch:
         config = _sft_config(recipe, scratch)
         if recipe.batch_events:

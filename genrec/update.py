@@ -355,7 +355,7 @@ def _recipe(old: Adapter, where: str, assignments: Sequence[str]) -> Recipe:
     table = dict(old.manifest["recipe"])
     epochs = max(2, math.ceil(training_options(table["training"])["num_train_epochs"] / 3))
     table["training"] = {**{k: v for k, v in table["training"].items() if k != "max_steps"}, "num_train_epochs": epochs}
-    table["walks"] = {**table["walks"], "alone": 0.0}
+    table["walks"] = {**table["walks"], "alone": 0.0, "variants": 0.0, "newcomers": 0.0}
     before = from_table(Recipe, table, where)
     changed = from_table(Recipe, override(as_table(before), assignments), "update")
     training_options(changed.training)
@@ -367,6 +367,9 @@ def _recipe(old: Adapter, where: str, assignments: Sequence[str]) -> Recipe:
             )
     if changed.walks.alone:
         raise ConfigError(f"update: walks.alone is {changed.walks.alone}. An update has no opening; leave it out.")
+    for key in ("variants", "newcomers"):
+        if value := getattr(changed.walks, key):
+            raise ConfigError(f"update: walks.{key} is {value}. It would tell events that are held back; leave it out.")
     if [task.prompt for task in before.tasks] != [task.prompt for task in changed.tasks]:
         raise ConfigError("update: tasks names other prompts than the adapter was trained with. Change weights alone.")
     if changed.ties == "shuffled":

@@ -1,7 +1,8 @@
 """A pretrained language model beside the small base made here, on one GPU, in stages: `make gpu-accuracy`.
 
-A call runs the first stage that is not done, and ends it after eight minutes. Whatever ends it, the next call goes on:
-training from its last checkpoint, all else from its beginning. Every stage is a `genrec` command, which is printed.
+A call runs the first stage that is not done, a `genrec` command, which is printed. A stage that trains is ended after
+eight minutes; whatever ends it, the next call goes on from its last checkpoint. Other stages begin anew when they were
+cut short, so nothing here ends them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LIMIT = 480  # Seconds of a stage.
+LIMIT = 480  # Seconds of a stage that goes on.
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Stage:
         made: The file that is there once it is done; never in part, for genrec writes whole folders.
         command: Its arguments.
         minutes: On one H100, computed and not measured: see docs/benchmarks.md.
+        goes_on: Cut short, the next call goes on with it.
     """
 
     what: str
     made: Path
     command: list[str]
     minutes: float
+    goes_on: bool = False
 
 
 def stages(data: str, base: str, device: str, changes: Sequence[str]) -> list[Stage]:
@@ -47,7 +50,7 @@ def stages(data: str, base: str, device: str, changes: Sequence[str]) -> list[St
 
     def training(what: str, name: str, minutes: float, *own: str) -> Stage:
         command = ["train", f"adapters/{name}.toml", "--resume", f"data={data}", *own, *changes]
-        return Stage(what, Path(f"adapters/{name}/genrec.json"), command, minutes)
+        return Stage(what, Path(f"adapters/{name}/genrec.json"), command, minutes, goes_on=True)
 
     small = Path("adapters/default-random")
     model = [f"base={base}", *(["training.bf16=true"] if device.startswith("cuda") else [])]
@@ -96,7 +99,7 @@ def main() -> None:
             flush=True,
         )
         # The alarm stays when the process becomes another, which so has no parent that could die and leave it running.
-        signal.alarm(LIMIT)
+        signal.alarm(LIMIT if left[0].goes_on else 0)
         os.execv(sys.executable, [sys.executable, "-m", "genrec.cli", *left[0].command])
 
 

@@ -240,27 +240,29 @@ def test_variants_replace_as_many_as_they_should() -> None:
 
 @settings(max_examples=50)
 @given(st.integers(1, 12), st.integers(0, 5), st.integers(0, 99))
-def test_an_item_stands_in_for_a_near_one_that_some_history_holds(n_items: int, k: int, seed: int) -> None:
+def test_a_newcomer_comes_after_a_near_item_that_some_history_holds(n_items: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     near = rng.integers(-1, n_items, size=(n_items, k))
     histories = [rng.integers(0, n_items, size=size).astype(np.int32) for size in (2, 0, 1, 3)]
     held = {int(item) for history in histories for item in history}
     unseen = np.setdiff1d(np.arange(n_items), list(held)).repeat(3)
-    placed = features.stand_ins(near, unseen, histories, np.random.default_rng(seed))
+    placed = features.newcomers(near, unseen, histories, np.random.default_rng(seed))
     able = [item for item in unseen.tolist() if held & set(near[item].tolist())]
     assert [item for item, _, _ in placed] == able
     assert all(histories[user][place] in near[item] for item, user, place in placed)
-    assert placed == features.stand_ins(near, unseen, histories, np.random.default_rng(seed))
+    assert placed == features.newcomers(near, unseen, histories, np.random.default_rng(seed))
 
 
-def test_stand_ins_draw_ranks_exponentially_and_events_evenly() -> None:
+def test_newcomers_draw_ranks_exponentially_and_events_evenly() -> None:
     near = np.array([[-1, -1, -1]] * 4 + [[2, 0, 1]])  # Nobody has item 2, so 0 is the nearest, and 1 the next.
     histories = [np.array([0, 1]), np.array([3, 0, 0])]
-    placed = features.stand_ins(near, np.full(40_000, 4), histories, np.random.default_rng(0))
+    placed = features.newcomers(near, np.full(40_000, 4), histories, np.random.default_rng(0))
     drawn = Counter((user, place) for _, user, place in placed)
     assert set(drawn) == {(0, 0), (0, 1), (1, 1), (1, 2)}
     assert abs(drawn[0, 1] / len(placed) - 1 / (1 + np.exp(0.5))) < 0.02
     assert max(drawn[event] for event in [(0, 0), (1, 1), (1, 2)]) - drawn[0, 0] < 1000
+    with pytest.raises(ConfigError, match="mean_rank > 0, found 0"):
+        features.newcomers(near, np.array([4]), histories, np.random.default_rng(0), mean_rank=0)
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -479,6 +479,7 @@ def test_refusals(updated: Path, tmp_path: Path) -> None:
     refused(ConfigError, r"training\.optim is 'adam'", "training.optim=adam")
     refused(ConfigError, "max_length is 1000, and base adapters/pretrained reads 128", "max_length=1000", late=True)
     refused(ConfigError, "replay is -1", replay=-1)
+    refused(ConfigError, r"walks\.variants is 0\.5\. It would tell events that are held back", "walks.variants=0.5")
     refused(ConfigError, "is what is updated, and stays as it is", name="lora")
     refused(ConfigError, "is what is updated, and stays as it is", data_out="data/tiny", overwrite=True)
     refused(StorageError, "lora-updated exists already", name="lora-updated")

@@ -18,7 +18,7 @@ from genrec import base as bases
 from genrec import progress, training
 from genrec.adapter import Adapter
 from genrec.benchmarks import Report, Row, conditions, figure, peak
-from genrec.config import Spec, as_table, load_recipe, workspace_of
+from genrec.config import Spec, as_table, load_recipe, override, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError
 from genrec.evaluation import evaluate
@@ -64,11 +64,15 @@ def accuracy(
     if not seeds or (threads is not None and threads < 1):
         raise ConfigError(f"bench accuracy: seeds {len(seeds)}, threads {threads}: both are at least 1. "
                           "Leave --threads out for one per core.")  # fmt: skip
+    for key in ("seed", "base", "data"):
+        if key in override({}, assignments):
+            raise ConfigError(f"bench accuracy: {key}= is set by the command itself: --seeds, --base, or the data set.")
     if threads is not None:
         torch.set_num_threads(threads)
     workspace, set_ = workspace_of(recipe), Dataset.load(data)
     told = load_recipe(recipe, assignments)
-    label = hashlib.sha256(repr((as_table(replace(told, seed=0)), base, width, layers, heads)).encode()).hexdigest()[:8]
+    made_of = (as_table(replace(told, seed=0)), set_.hash, base, width, layers, heads)
+    label = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
     rows: list[Row] = []
     for seed in seeds:
         name = f"bench/{data.name}-{label}-{seed}"
