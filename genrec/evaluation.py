@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from genrec.config import Spec, as_table, load_spec, suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, LeakError
 from genrec.foreign_lists import read_lists
+from genrec.loading import check_engine, vllm_version
 from genrec.questions import ask
 from genrec.recommender import Recommender
 from genrec.report import Report
@@ -250,7 +253,9 @@ def evaluate(
     name: str | None = None,
     workspace: str | Path | None = None,
     assignments: Sequence[str] = (),
-    load: Callable[[Path], Recommender] = Recommender.load,
+    device: str = "cpu",
+    dtype: str = "float32",
+    load: Callable[[Path], Recommender] | None = None,
     against: Sequence[str | Path] = (),
     tune_baselines: bool = False,
 ) -> Report:
@@ -262,7 +267,9 @@ def evaluate(
         name: Of the report; the spec file's name where it is not given.
         workspace: What relative paths are relative to; the folder above the spec's where it is not given.
         assignments: ``key=value`` changes to a spec file.
-        load: How an adapter folder becomes a recommender.
+        device, dtype: Where the models of the adapters run, and the type of their weights: see ``Recommender.load``.
+        load: How an adapter folder becomes a recommender; unset: ``Recommender.load`` with the spec's engine. Each is
+            closed before the next one is loaded.
         against: Files of lists to score beside the spec's own, relative to the current folder.
         tune_baselines: Choose the options of each baseline on the validation cases, and keep the choice in
             ``NAME.tuned.json`` of the workspace's ``eval/results`` (of ``results`` beside a spec file); evaluations of
@@ -271,6 +278,7 @@ def evaluate(
     Raises:
         ConfigError, DataError, AdapterError: See their messages.
         LeakError: An adapter was trained on something else than the training part of this split.
+        EngineError: vLLM, where it is the engine, died or stopped answering.
     """
     if isinstance(spec, Spec):
         name, root = name or "evaluation", Path(workspace or Path.cwd())
@@ -280,6 +288,9 @@ def evaluate(
         spec = load_spec(path, assignments)
         name, root = name or path.stem, Path(workspace or workspace_of(path))
         results = path.parent / "results"
+    if load is None and spec.adapters:
+        check_engine(spec.engine, device)  # Before baselines are fitted.
+    loader = load or partial(Recommender.load, engine=spec.engine, device=device, dtype=dtype, vllm=spec.vllm)
     for baseline in spec.baselines:
         if baseline not in BASELINES:
             raise ConfigError(f"spec: unknown baseline {baseline!r}. {suggestion(baseline, BASELINES)}")
@@ -325,10 +336,10 @@ def evaluate(
         lists[label], among_cold[label] = _baseline_lists(made, label, setting)
     lists |= {label: found.lists for label, found in foreign.items()}
     for label, folder in spec.adapters.items():
-        recommender = load(root / folder)
-        lists[label], among_cold[label] = _adapter_lists(recommender, label, setting, split)
-        for question in spec.questions:
-            questions[question.prompt][label] = ask(recommender, question, data, split, places)
+        with closing(loader(root / folder)) as recommender:  # Two engines may not fit into one memory.
+            lists[label], among_cold[label] = _adapter_lists(recommender, label, setting, split)
+            for question in spec.questions:
+                questions[question.prompt][label] = ask(recommender, question, data, split, places)
         manifest = recommender.adapter.manifest
         told["adapters"][label] = {
             "folder": folder,
@@ -360,7 +371,7 @@ def evaluate(
         "scoring": "sum of log-probabilities of the identifier's tokens over the whole vocabulary",
         **told,
         "against": {label: found.told for label, found in foreign.items()},
-        "versions": versions(),
+        "versions": versions() | ({"vllm": vllm_version()} if spec.engine == "vllm" else {}),
     }
     kinds = dict.fromkeys(spec.baselines, "baseline") | dict.fromkeys(foreign, "against")
     kinds |= dict.fromkeys(spec.adapters, "adapter")

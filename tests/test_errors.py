@@ -14,7 +14,7 @@ KINDS = [error for error in ERRORS if GenrecError in error.__bases__]
 
 def test_exit_codes_are_distinct() -> None:
     codes = [kind.exit_code for kind in [GenrecError, *KINDS]]
-    assert len(set(codes)) == len(codes) == 9
+    assert len(set(codes)) == len(codes) == 10
     assert not {0, 2} & set(codes)  # Success, and the command line's own code for wrong usage.
 
 

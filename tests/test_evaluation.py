@@ -615,6 +615,28 @@ def test_data_without_a_test_case_are_refused(workspace: Path, data: genrec.Data
         evaluate(workspace / "eval" / "tiny.toml", short)
 
 
+def test_the_engine_of_the_spec_answers_and_is_closed_before_the_next(
+    inside: Path, report: Report, vllm: list[Any]
+) -> None:
+    given = ["engine=vllm", "vllm.max_num_seqs=4"]
+    found = evaluate(inside / "eval" / "tiny.toml", assignments=given, dtype="float32")
+    assert found.rows == report.rows
+    assert [(engine.options.max_num_seqs, engine.closed) for engine in vllm] == [(4, True), (4, True)]
+    assert found.protocol["versions"] == {**versions(), "vllm": "0.32.0"}
+
+
+def test_an_engine_that_is_not_there_is_told_before_anything_is_fitted(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version() -> str:
+        raise ConfigError("vLLM is not installed")
+
+    monkeypatch.setattr("genrec.engines.vllm.version", version)
+    monkeypatch.setattr("genrec.evaluation._fitted", lambda *_, **__: pytest.fail("baselines were fitted"))
+    with pytest.raises(ConfigError, match="vLLM is not installed"):
+        evaluate(workspace / "eval" / "tiny.toml", assignments=["engine=vllm"])
+
+
 def test_a_column_that_the_users_lack_is_refused(workspace: Path, data: genrec.Dataset) -> None:
     text = "{% block user %}Age {{ user.age }}{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}"
 

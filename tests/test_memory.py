@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from genrec import recommender
+from genrec import loading
 from genrec.adapter import Adapter
 from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError
@@ -39,7 +39,7 @@ def test_memory_is_told_before_it_is_taken(
     capsys.readouterr()
     Recommender.load(path)
     assert capsys.readouterr().err == f"{path}: {told}\n"
-    monkeypatch.setattr(recommender, "memory_at_hand", lambda device: 1000)
+    monkeypatch.setattr(loading, "memory_at_hand", lambda device: 1000)
     monkeypatch.setattr(Adapter, "model", lambda *_, **__: pytest.fail("the weights were read"))
     with pytest.raises(ConfigError, match=r"lora takes 0\.1 MiB of memory: .*, and 0\.0 MiB are available\. Free some"):
         Recommender.load(path)

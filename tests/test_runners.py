@@ -53,6 +53,13 @@ def test_runners_are_those_of_a_job() -> None:
     assert set(RUNNERS) == set(get_args(get_type_hints(Job)["runner"]))
 
 
+def test_ray_does_not_run_vllm(workspace: Path, tmp_path: Path, vllm: list[Any]) -> None:
+    keys: dict[str, Any] = {"users": users(tmp_path), "engine": "vllm", "runner": "ray"}
+    with pytest.raises(ConfigError, match=r'runner is "ray", and vLLM has worker processes of its own\. Leave runner'):
+        run_batch(workspace / "adapters" / "lora", out=tmp_path / "out", **keys)
+    assert not vllm
+
+
 def test_worker_makes_the_shards_that_a_local_run_makes(workspace: Path, tmp_path: Path) -> None:
     sent = cloudpickle.loads(cloudpickle.dumps(work(workspace, tmp_path)))
     worker = Worker(sent)

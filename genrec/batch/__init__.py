@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,8 @@ def run_batch(
         ConfigError: ``out`` holds another job (what differs is named), or a key is wrong.
         StorageError: ``out`` holds something else, another process writes there, or the disk refused; whole shards
             stay, and the same command goes on.
+        EngineError: vLLM, where it is the engine, died or stopped answering; whole shards stay, and the same command
+            goes on.
         GateError: The output is whole, and further from that of ``compare`` than ``thresholds`` allow.
     """
     recommender = None if isinstance(adapter, str | Path) else adapter
@@ -214,9 +217,11 @@ def run(job: Job, recommender: Recommender | None = None, users: Any = None) -> 
         work = runners.Work(job, loaded.identity, source, survey, folder)
         _check_bad(job, opened, survey.rows, sum(record.bad for record in opened.done.values()))
         if missing:
-            if recommender is None and job.runner == "local":
-                loaded = loaded.with_model()
-            _run(work, loaded, previous, opened, missing, survey)
+            with ExitStack() as engine:
+                if recommender is None and job.runner == "local":
+                    loaded = loaded.with_model()
+                    engine.callback(loaded.recommender.close)
+                _run(work, loaded, previous, opened, missing, survey)
         sums = opened.finish()
     done = Summary(
         str(folder), sums.users, sums.rows, count, reused, sums.fewer, sums.bad, sums.carried,
@@ -272,18 +277,20 @@ def _check_bad(job: Job, opened: Output, rows: int, bad: int) -> None:
 
 def estimate(job: Job) -> Estimate:
     """What a job will take: up to 512 rows, evenly spread over the input, are timed; nothing is written."""
-    loaded = load(job)
+    loaded = load(job, model=False)
     source = Users.open(job.users, types=loaded.user_columns)
     shards.check_columns(loaded, source)
     survey = source.survey()
     starts = [0] if survey.rows <= SAMPLE else np.linspace(0, survey.rows - RUN, SAMPLE // RUN).astype(int).tolist()
     size = min(survey.rows, SAMPLE) if len(starts) == 1 else RUN
-    shards.make(loaded, shards.check(loaded, source, survey, starts[0], size))  # Makes what all users share.
     rows = min(size, survey.rows) * len(starts)
-    began = time.perf_counter()
-    pieces = [shards.check(loaded, source, survey, start, size) for start in starts]
-    made = shards.make(loaded, Checked.concat(pieces))  # At once, as a shard is: a GPU takes many users at a time.
-    speed = rows / max(time.perf_counter() - began, 1e-9)
+    loaded = loaded.with_model()
+    with closing(loaded.recommender):
+        shards.make(loaded, shards.check(loaded, source, survey, starts[0], size))  # Makes what all users share.
+        began = time.perf_counter()
+        pieces = [shards.check(loaded, source, survey, start, size) for start in starts]
+        made = shards.make(loaded, Checked.concat(pieces))  # At once, as a shard is: a GPU takes many users at a time.
+        speed = rows / max(time.perf_counter() - began, 1e-9)
     hours = survey.rows / speed / 3600 / job.workers
     million = 1e6 / speed / 3600 / job.workers
     price = job.price_per_hour

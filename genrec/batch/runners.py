@@ -51,7 +51,8 @@ def check(job: Job, recommender: Recommender | None) -> None:
     """Refuse what a job's runner cannot do, before anything costly is done.
 
     Raises:
-        ConfigError: Workers of Ray would have to take a recommender that lives here, or one GPU by its number.
+        ConfigError: Workers of Ray would have to take a recommender that lives here, one GPU by its number, or
+            vLLM, which has workers of its own.
     """
     if job.runner == "local":
         return
@@ -59,6 +60,11 @@ def check(job: Job, recommender: Recommender | None) -> None:
         raise ConfigError(
             f'runner is "{job.runner}", whose workers load the adapter themselves, and a recommender was given. Give '
             'the adapter folder in its place, or leave runner at "local".'
+        )
+    if job.engine == "vllm":
+        raise ConfigError(
+            f'runner is "{job.runner}", and vLLM has worker processes of its own. Leave runner at "local", and set '
+            "vllm.data_parallel_size, or cut the users into one job per machine."
         )
     if job.device.startswith("cuda:"):
         raise ConfigError(

@@ -89,10 +89,11 @@ class Loaded:
     retired_items: int = 0
 
     def with_model(self) -> Loaded:
-        """The same with the model loaded, where the job's engine has one."""
+        """The same with the model loaded, where the job's engine has one; to be closed by whoever asks for it."""
         if self.job.engine == "dummy":
             return self
-        answering = self.recommender.with_model(device=self.job.device, dtype=self.job.dtype)
+        job = self.job
+        answering = self.recommender.with_model(engine=job.engine, device=job.device, dtype=job.dtype, vllm=job.vllm)
         return replace(self, recommender=answering)
 
     @cached_property
@@ -147,20 +148,26 @@ def load(job: Job, recommender: Recommender | None = None, *, model: bool = True
             and ``today``; or ``where`` holds for no item.
     """
     from genrec.asking import beams_for
+    from genrec.loading import check_engine, vllm_version
     from genrec.recommender import Recommender
 
     beams = beams_for(job.decoded, job.num_beams)
     if recommender is None:
-        engine, dtype = job.engine, None if job.engine == "dummy" else job.dtype
-        device = None if job.engine == "dummy" else job.device.partition(":")[0]
+        check_engine(job.engine, job.device)
+        engine: str = job.engine
+        dtype = None if engine == "dummy" else job.dtype
+        device = job.device.partition(":")[0] if job.engine == "local" else None  # vLLM chooses for itself.
+        options = job.vllm
         recommender = Recommender.load(job.adapter, engine="dummy")
     else:
         model = False
         kind = type(recommender.engine).__name__
-        engine = {"LocalEngine": "local", "DummyEngine": "dummy"}.get(kind, kind)  # type: ignore[assignment]
+        engine = {"LocalEngine": "local", "DummyEngine": "dummy", "VllmEngine": "vllm"}.get(kind, kind)
         network = getattr(recommender.engine, "model", None)
-        dtype = None if network is None else str(network.dtype).removeprefix("torch.")  # type: ignore[assignment]
+        held = getattr(recommender.engine if network is None else network, "dtype", None)
+        dtype = None if held is None else str(held).removeprefix("torch.")  # type: ignore[assignment]
         device = None if network is None else network.device.type
+        options = getattr(recommender.engine, "options", job.vllm)
     adapter = recommender.adapter
     retired, unknown = np.zeros(adapter.items.height, dtype=bool), 0
     if job.items is not None:
@@ -199,6 +206,8 @@ def load(job: Job, recommender: Recommender | None = None, *, model: bool = True
         "shard_size": job.shard_size,
         "max_events": job.max_events,
     }
+    if engine == "vllm":  # Its other options say how fast, and may be changed for a job to go on.
+        identity["vllm"] = {"version": vllm_version(), "quantization": options.quantization}
     loaded = Loaded(job, recommender, allowed, prepared, identity, unknown, int(retired.sum()))
     return loaded.with_model() if model else loaded
 

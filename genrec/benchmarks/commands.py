@@ -8,21 +8,34 @@ from typing import Annotated, Literal
 import typer
 
 from genrec.benchmarks import Report
+from genrec.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Out = Annotated[Path | None, typer.Option(help="Write the JSON and a picture to this folder.")]
 
 
 def decode(
-    model: Annotated[str, typer.Option(help="A base by name or folder, random-135m or random-0.6b.")] = "smollm2",
+    assignments: Annotated[list[str] | None, typer.Argument(help="How vLLM runs: vllm.key=value ...")] = None,
+    engine: Annotated[Literal["local", "vllm"], typer.Option(help="Whose decoding is measured.")] = "local",
+    model: Annotated[
+        str, typer.Option(help="A base by name or folder, random-small, random-135m or random-0.6b.")
+    ] = "smollm2",
     part: Annotated[
         list[str] | None,
-        typer.Option(help="generate, floor, atomic, prefix, throughput, profile or beam-loss; unset: all."),
+        typer.Option(
+            help="generate, floor, atomic, prefix, throughput, profile or beam-loss; of vllm: atomic or semantic; "
+            "unset: all."
+        ),
     ] = None,
     users: Annotated[int, typer.Option(help="Prompts of one call.")] = 4,
-    load: Annotated[int, typer.Option(help="Users of the throughput part.")] = 1000,
-    tokens: Annotated[int | None, typer.Option(help="Prompt tokens of a setting of your own, with --beams.")] = None,
-    beams: Annotated[int | None, typer.Option(help="Beams of a setting of your own, with --tokens.")] = None,
+    load: Annotated[int, typer.Option(help="Users of the throughput part, and of vllm at full load.")] = 1000,
+    tokens: Annotated[
+        int | None, typer.Option(help="Prompt tokens of a setting of your own, with --beams; of vllm: 100.")
+    ] = None,
+    beams: Annotated[
+        int | None,
+        typer.Option(help="Beams of a setting of your own, with --tokens; of vllm: 20 and 50, on a GPU 50 and 128."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds whose medians are reported.")] = 5,
     clock: Annotated[Literal["wall", "cpu"], typer.Option(help="cpu: processor time, on a busy machine.")] = "wall",
@@ -33,7 +46,21 @@ def decode(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny settings, to see that it runs.")] = False,
     json_: Json = False,
 ) -> tuple[Report, bool, list[Path]]:
-    """The engine beside `generate`, and beside the floor that operations give; takes some minutes."""
+    """The engine beside `generate`, and beside the floor that operations give; takes some minutes.
+
+    With --engine vllm: genrec's vLLM engine beside vLLM's own one-token requests and beam search, and beside local.
+    """
+    if engine == "vllm":
+        from genrec.benchmarks import vllm
+
+        vllm.check(device, clock, data)
+        report = vllm.decode(
+            model, parts=part or vllm.PARTS, users=users, load=load, threads=threads, repeats=repeats, dtype=dtype,
+            quick=quick, tokens=tokens, beams=beams, options=vllm.vllm_options(assignments or []),
+        )  # fmt: skip
+        return report, json_, report.save(out, "decode-vllm") if out is not None else []
+    if assignments:
+        raise ConfigError(f"bench decode: {assignments[0]!r} goes with --engine vllm. Add it, or leave this out.")
     from genrec.benchmarks import decode as benchmark
 
     report = benchmark.decode(

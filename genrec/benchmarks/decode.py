@@ -45,18 +45,24 @@ PROMPT = "{% block user %}Next:{% endblock %}\n{% block item %}{{ item.identifie
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """A model by the name of a base, or with random weights ``random-135m``, of the sizes of SmolLM2-135M, and
-    ``random-0.6b``, of those of Qwen3-0.6B."""
+    """A model by the name of a base, or with random weights: ``random-small``, as small as the quickstart's base,
+    ``random-135m``, of the sizes of SmolLM2-135M, and ``random-0.6b``, of those of Qwen3-0.6B."""
     torch.manual_seed(0)
+    made: Any
     if name == "random-0.6b":
         wide = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
         more = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960}
-        return Qwen3ForCausalLM(Qwen3Config(**wide, **more, tie_word_embeddings=True)).to(dtype).to(device).eval()
-    if name != "random-135m":
+        made = Qwen3ForCausalLM(Qwen3Config(**wide, **more, tie_word_embeddings=True))
+    elif name == "random-135m":
+        sizes = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+        heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+        made = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True, rms_norm_eps=1e-5))
+    elif name == "random-small":
+        sizes = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 512}
+        layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+        made = LlamaForCausalLM(LlamaConfig(**sizes, **layers, tie_word_embeddings=True))
+    else:
         return base.find(name).model(dtype).to(device).eval()
-    sizes = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
-    made = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True, rms_norm_eps=1e-5))
     return made.to(dtype).to(device).eval()
 
 
@@ -429,11 +435,8 @@ def _one_prefix(bench: _Bench, name: str, system: str) -> list[Row]:
 
 def _throughput(bench: _Bench, load: int) -> list[Row]:
     """Users a second at prompts of unequal lengths, with a base as small as the quickstart's and with the model."""
-    sizes = {"vocab_size": 1000 + _LEVELS * _CODES, "hidden_size": 128, "intermediate_size": 512}
-    layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
-    torch.manual_seed(0)
-    small = LlamaForCausalLM(LlamaConfig(**sizes, **layers, tie_word_embeddings=True))
-    small = small.to(bench.model.dtype).to(bench.model.device).eval()
+    small = load_model("random-small", bench.model.dtype, str(bench.model.device))
+    adapter.resize(small, 1000 + _LEVELS * _CODES)
     few = min(load, 8 * bench.users)
     return [
         *_batches(bench, "small base", small, 1000, load, (1, 8, 32, 128, 512)),
@@ -586,7 +589,7 @@ def decode(
     """`genrec bench decode`: the engine beside its peers and the floor.
 
     Args:
-        model: A base, by name or folder, or ``random-135m`` or ``random-0.6b``.
+        model: A base, by name or folder, or ``random-small``, ``random-135m`` or ``random-0.6b``.
         parts: Which of ``PARTS``.
         users: Prompts of one call.
         load: Users of the throughput part.

@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 other error, 2 wrong usage, 3 configuration, 4 data, 5 prompt, 6 identifiers, "
-    "7 adapter or base, 8 decoding, 9 storage, 10 too far from the output before, 130 interrupted.",
+    "7 adapter or base, 8 decoding, 9 storage, 10 too far from the output before, 11 engine, 130 interrupted.",
 )
 app.command()(start.quickstart)
 app.command()(start.init)

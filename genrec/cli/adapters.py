@@ -127,8 +127,8 @@ def export(
     json_: Json = False,
 ) -> None:
     """Write an adapter for other programs: a Hugging Face checkpoint, or a base and a LoRA for vLLM and PEFT."""
-    from genrec.export import check_vllm
     from genrec.export import export as run
+    from genrec.vllm_files import check_vllm
 
     if check:
         problems = check_vllm(adapter)

@@ -32,13 +32,18 @@ def batch_(
     compare: Annotated[str | None, typer.Option(help="An output to compare with; thresholds.max_churn=0.5 ...")] = None,
     runner: Annotated[Literal["local", "ray"] | None, typer.Option(help="This process, or Ray.")] = None,
     workers: Annotated[int | None, typer.Option(help="Of Ray.")] = None,
-    engine: Annotated[Literal["local", "dummy"] | None, typer.Option(help="dummy: pseudo-random items.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the model runs, as PyTorch names it.")] = None,
+    engine: Annotated[
+        Literal["local", "vllm", "dummy"] | None, typer.Option(help="local, vllm; or dummy, pseudo-random items.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model runs, as PyTorch names it; not for vllm.")] = None,
     dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Of the model's weights.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what the job would take.")] = False,
     json_: Json = False,
 ) -> None:
-    """Recommend for all users of a table; started again, it goes on with the shards that are missing."""
+    """Recommend for all users of a table; started again, it goes on with the shards that are missing.
+
+    How vLLM runs is told by keys such as vllm.tensor_parallel_size=2 and vllm.gpu_memory_utilization=0.8.
+    """
     from genrec import batch
     from genrec.config import load_job
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +27,7 @@ def eval_(
         tuple[str, str] | None,
         typer.Option(help="Two reports or specs that were evaluated, to test against each other."),
     ] = None,
+    engine: Annotated[Literal["local", "vllm"] | None, typer.Option(help="Unset: the spec's, or local.")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     json_: Json = False,
@@ -54,11 +54,10 @@ def eval_(
     if spec is None:
         raise typer.BadParameter("write genrec eval eval/shop.toml, or genrec eval --compare A B.", param_hint="SPEC")
     from genrec.evaluation import evaluate
-    from genrec.recommender import Recommender
 
-    load = partial(Recommender.load, device=device, dtype=dtype)
+    flags = [] if engine is None else [f"engine={engine}"]
     report = evaluate(
-        spec, name=name, assignments=assignments or [], load=load, against=against or (),
+        spec, name=name, assignments=[*flags, *(assignments or [])], device=device, dtype=dtype, against=against or (),
         tune_baselines=tune_baselines,
     )  # fmt: skip
     written = report.save(spec.absolute().parent / "results")

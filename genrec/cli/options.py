@@ -36,7 +36,9 @@ Untrained = Annotated[
 Context = Annotated[
     list[str] | None, typer.Option(help="What the prompt's head reads of the choice: hour=9; again for more.")
 ]
-EngineName = Annotated[Literal["local", "dummy"], typer.Option(help="local; or dummy, pseudo-random items.")]
+EngineName = Annotated[
+    Literal["local", "vllm", "dummy"], typer.Option(help="local, vllm; or dummy, pseudo-random items.")
+]
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:

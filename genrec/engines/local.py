@@ -26,6 +26,7 @@ from transformers import DynamicCache, PreTrainedModel
 from genrec.decoding import Beams, BeamSearch, Bools, Ints, Level, Trie, check_request, not_finite
 from genrec.engines import check_trie, token_arrays
 from genrec.engines.batches import OutOfMemory, is_out_of_memory, memory_at_hand, micro_batches, run
+from genrec.engines.selection import context, index, logprobs, normaliser, select
 from genrec.errors import DecodingError
 
 Rows = list[NDArray[np.int64]]  # token ids, one array a sequence
@@ -36,9 +37,6 @@ _RECURRENT = {"linear_attention", "conv", "mamba", "recurrent", "hybrid", "hybri
 _CPU_TOKENS, _CUDA_TOKENS = 2048, 131_072
 # The share of the memory at hand that a micro-batch is planned for; the plan is rough.
 _MEMORY_SHARE = 0.5
-# Logits in one piece of the normaliser: what a CPU's cache holds, for its steps each go through all of them; or what a
-# GPU should have to do at a time.
-_CPU_PIECE, _CUDA_PIECE = 2**20, 2**26
 # Levels of the trie go ahead with the live beams while all together are at most so many times as many as there can be.
 _AHEAD = 3
 # A common prefix is prefilled on its own from so many saved tokens on: less does not pay for one more forward.
@@ -86,7 +84,7 @@ class LocalEngine:
         self.model = model
         self.max_batch_tokens = max_batch_tokens
         self.vocab_size: int = config.vocab_size
-        self.context = _context(config)
+        self.context = context(config)
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         window = getattr(config, "sliding_window", None)
         if not kinds:
@@ -158,7 +156,7 @@ class LocalEngine:
             place = np.concatenate([np.arange(keep - count, keep) for count in counts])
             tokens = np.concatenate([tails[i] for i in batch])
             flat = logits.flatten(0, 1)
-            picked = self._logprobs(flat, self._normaliser(flat), owner * keep + place, tokens)
+            picked = logprobs(flat, normaliser(flat), owner * keep + place, tokens)
             if not (finite := np.isfinite(picked)).all():
                 raise not_finite(batch[owner[np.argmin(finite)]])
             total[batch] = np.bincount(owner, weights=picked, minlength=len(batch))
@@ -197,86 +195,36 @@ class LocalEngine:
         tree = _Tree(self, prompts, prefix) if self.tree else None
         logits = tree.logits if tree else self._plain(prompts)[:, 0]
         if search.trie.max_length == 1 and not search.done:
-            self._select(search, logits)
+            select(search, logits)
             return
-        normaliser = self._normaliser(logits)
+        whole = normaliser(logits)
         beams = [prompts[i] for i in search.owner]
         rows: Ints = search.owner  # the row of the logits of each live beam
         place: Ints = search.owner  # and its row in the level that was fed with it
         levels: list[tuple[Level, Ints]] = []  # what was fed and not searched yet, with the rows of its logits
         while not search.done:
             parents, tokens = search.candidates()
-            search.advance(self._logprobs(logits, normaliser, rows[parents], tokens))
+            search.advance(logprobs(logits, whole, rows[parents], tokens))
             if search.done:
                 break
             if not tree:
                 beams = [np.append(beams[p], t) for p, t in zip(search.parent, search.token, strict=True)]
                 logits, rows = self._plain(beams)[:, 0], np.arange(len(beams))
-                normaliser = self._normaliser(logits)
+                whole = normaliser(logits)
                 continue
             if not levels:
                 ahead = search.ahead(_AHEAD)
                 ahead[0] = ahead[0]._replace(parent=place[search.parent])
                 logits, fed = tree.step(ahead)
-                normaliser = self._normaliser(logits)
+                whole = normaliser(logits)
                 levels = list(zip(ahead, fed, strict=True))
             level, fed_rows = levels.pop(0)
             place = level.find(search.owner, search.node)
             rows = fed_rows[place]
 
-    def _select(self, search: BeamSearch, logits: torch.Tensor) -> None:
-        """Finish a search whose identifiers are single tokens by one top-k over them, on the device.
-
-        Only what it selects reaches ``search``. Where equal values straddle the cut, all of them do, so that ties are
-        decided by item index as everywhere. The logits [prompts, vocabulary] are overwritten.
-        """
-        tokens, k = search.trie.token[1:], search.num_beams
-        normaliser = self._normaliser(logits)
-        run = tokens[-1] - tokens[0] + 1 == len(tokens)
-        values = logits[:, tokens[0] : tokens[-1] + 1] if run else logits.index_select(1, self._index(tokens))
-        allowed, blocked, only = search.restrictions()
-        if allowed is not None:
-            values.masked_fill_(~torch.from_numpy(allowed).to(values.device), -torch.inf)
-        values[self._index(blocked[0]), self._index(blocked[1])] = -torch.inf
-        if search.has_only.any():
-            pairs = self._index(only[0]), self._index(only[1])
-            kept = values[pairs]
-            values[self._index(np.flatnonzero(search.has_only))] = -torch.inf
-            values[pairs] = kept
-        best = values.topk(min(k + 1, len(tokens)), dim=1)
-        cut = best.values[:, k - 1 : k]
-        if ((best.values[:, k:] == cut) & ~cut.isneginf()).any():
-            row, column = ((values >= cut) & ~values.isneginf()).nonzero(as_tuple=True)
-        else:
-            row, place = (~best.values[:, :k].isneginf()).nonzero(as_tuple=True)
-            column = best.indices[row, place]
-        picked = (values[row, column].to(normaliser.dtype) - normaliser[row]).double().cpu().numpy()
-        prompt, node = row.cpu().numpy(), column.cpu().numpy() + 1
-        # NaN and +inf show in the normaliser, which holds every logit; -inf of an item that is allowed, in the counts.
-        short = np.bincount(prompt, minlength=search.n) < np.minimum(search.n_allowed, k)
-        broken = short | ~torch.isfinite(normaliser).cpu().numpy()
-        if broken.any():
-            raise not_finite(search.numbers[np.argmax(broken)])
-        search.advance(picked, np.searchsorted(search.owner, prompt), node)
-
-    def _normaliser(self, logits: torch.Tensor) -> torch.Tensor:
-        """[rows]: log-sum-exp over the whole vocabulary, in float32 at least, in pieces that bound the memory."""
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        most = _CUDA_PIECE if logits.is_cuda else _CPU_PIECE
-        pieces = logits.split(max(1, most // logits.shape[-1]))
-        return torch.cat([torch.logsumexp(piece.to(dtype), dim=-1) for piece in pieces])
-
-    def _logprobs(
-        self, logits: torch.Tensor, normaliser: torch.Tensor, rows: Ints, tokens: Ints
-    ) -> NDArray[np.float64]:
-        """The log-probabilities of some (row, token) of logits [rows, vocabulary]; only these leave the device."""
-        row = self._index(rows)
-        picked = logits[row, self._index(tokens)].to(normaliser.dtype) - normaliser[row]
-        return picked.double().cpu().numpy()
-
     def _index(self, array: Ints) -> torch.Tensor:
-        """An index tensor on the model's device; it travels as int32."""
-        return torch.from_numpy(np.array(array, dtype=np.int32)).to(self.model.device).long()
+        """An index tensor on the model's device."""
+        return index(array, self.model.device)
 
     def _forward(
         self, inputs: torch.Tensor, keep: int, cache: DynamicCache | None = None, **kwargs: Any
@@ -472,14 +420,3 @@ class _Tree:
 def _worst(difference: torch.Tensor) -> float:
     """The largest root of the mean square of the distributions in ``difference`` [..., vocabulary]."""
     return float(difference.square().mean(dim=-1).sqrt().max())
-
-
-def _context(config: Any) -> int | None:
-    """The longest sequence of a model, or None. LongRoPE changes the frequencies of *all* positions beyond its original
-    length, so what is cached would be wrong there, and scores would depend on the neighbours in a batch."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    limits = [getattr(config, "max_position_embeddings", None)]
-    for parameters in [rope, *rope.values()]:
-        if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
-            limits.append(parameters.get("original_max_position_embeddings"))
-    return min((limit for limit in limits if limit is not None), default=None)

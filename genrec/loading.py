@@ -1,0 +1,100 @@
+"""From an adapter folder's weights to the engine that runs them, here or in vLLM's own processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from genrec.adapter import Adapter
+from genrec.config import VllmOptions, check_vllm_device, suggestion, workspace_of
+from genrec.decoding import Trie
+from genrec.engines import Engine
+from genrec.engines.batches import memory_at_hand
+from genrec.errors import ConfigError
+from genrec.memory import Memory, memory, size
+from genrec.tokenization import Tokenization
+
+if TYPE_CHECKING:
+    import torch
+
+EngineName = Literal["local", "vllm", "dummy"]
+ENGINES = ("local", "vllm", "dummy")
+
+
+def check_engine(engine: str, device: object) -> None:
+    """Refuse an engine that there is not or that is not installed, or a device that it does not take.
+
+    Raises:
+        ConfigError: As told.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine is {engine!r}. {suggestion(engine, ENGINES)}")
+    if engine == "vllm":
+        check_vllm_device(device)
+        vllm_version()
+
+
+def vllm_version() -> str:
+    """The version of vLLM.
+
+    Raises:
+        ConfigError: It is not installed, or not one that genrec supports.
+    """
+    from genrec.engines.vllm import version
+
+    return version()
+
+
+def model_engine(
+    engine: Literal["local", "vllm"],
+    adapter: Adapter,
+    tokenization: Tokenization,
+    trie: Trie,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    vllm: VllmOptions | None = None,
+    needed: Memory | None = None,
+) -> Engine:
+    """An engine with the adapter's model.
+
+    Args:
+        engine: ``local`` has it in this process, on ``device``. ``vllm`` has vLLM load what is written once to
+            ``exports/vllm`` of the adapter's workspace.
+        adapter, tokenization, trie: What was read without the weights.
+        device: Where the model of ``local`` runs.
+        dtype: Of the weights.
+        vllm: How vLLM runs.
+        needed: The memory that the model takes, where somebody has measured it.
+
+    Raises:
+        ConfigError: PyTorch refuses the device, or a CPU has less memory than the weights take; or vLLM is not
+            installed, is of a version that genrec does not support, or takes no such dtype.
+        AdapterError: The weights cannot be read, or vLLM could not load them as they were trained.
+        EngineError: vLLM did not start.
+    """
+    if engine == "vllm":
+        from genrec.engines.vllm import VllmEngine
+        from genrec.vllm_files import write_for_engine
+
+        name = str(dtype).removeprefix("torch.")
+        if name not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype is {name!r}, and the engine vllm takes float32 or bfloat16.")
+        folder = workspace_of(adapter.path) / "exports" / "vllm"
+        checkpoint, lora = write_for_engine(adapter, tokenization, folder, dtype=name)
+        return VllmEngine(checkpoint, lora, dtype=name, options=vllm or VllmOptions())
+    import torch
+
+    from genrec.engines.local import LocalEngine
+
+    if str(device).partition(":")[0] == "cpu":
+        needed = needed or memory(adapter, tokenization, trie, dtype)
+        if needed.weights > (free := memory_at_hand(torch.device("cpu"))):
+            raise ConfigError(
+                f"{adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
+                "smaller dtype (bfloat16), or another device."
+            )
+    model: Any = adapter.model(tokenization, dtype=dtype)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device is {str(device)!r}, and PyTorch refused it: {error}") from error
+    return LocalEngine(model)

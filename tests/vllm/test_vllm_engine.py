@@ -1,0 +1,393 @@
+"""The engine ``vllm`` for real, on a CPU: it keeps the contract of engines, has local's numbers, and fails in order.
+
+Starting vLLM takes most of the time, so tests share what runs, and the last class ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import transformers as hf
+from conftest import tiny_data
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from test_engines import _COMMON, EngineContract, random_catalogue, random_prompts
+from transformers import AutoModelForCausalLM
+
+from genrec import adapter as adapters
+from genrec import base, quickstart, training
+from genrec.adapter import Adapter
+from genrec.config import VllmOptions
+from genrec.decoding import Beams, Trie
+from genrec.engines import vllm as engines
+from genrec.engines.local import LocalEngine
+from genrec.engines.vllm import VllmEngine
+from genrec.errors import AdapterError, ConfigError, EngineError
+from genrec.recommender import Recommender
+from genrec.vllm_files import write_for_engine
+
+OPTIONS = VllmOptions(max_num_seqs=64, max_num_batched_tokens=2048)
+HEAD = 32  # The narrowest head that vLLM's attention on a CPU takes.
+ITEMS, USERS = 120, 200
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_cache() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untied Llama with random weights, as the contract wants it."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    hf.LlamaForCausalLM(hf.LlamaConfig(**{**_COMMON, "head_dim": HEAD})).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def contract_engine(checkpoint: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(checkpoint, options=OPTIONS)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a base, LoRA on it for atomic identifiers, and a whole model for semantic ones."""
+    root = tmp_path_factory.mktemp("trained")
+    quickstart.init(root)
+    for shipped in root.glob("adapters/*.toml"):
+        shipped.unlink()
+    data = tiny_data(users=80, items=ITEMS)
+    data.save(root / "data" / "tiny")
+    titles = data.items["title"].to_list()
+    base.create(titles, root / "adapters" / "random", vocabulary=300, width=2 * HEAD, heads=2, context=128)
+    common = 'data = "data/tiny"\nmax_length = 96\nfeatures = 8\n[[tasks]]\nprompt = "prompts/next_item.jinja"\n'
+    (root / "adapters" / "pretrained.toml").write_text(
+        'base = "adapters/random"\ntuning = "full"\n' + common
+        + "[training]\nnum_train_epochs = 6\nlearning_rate = 1e-2\n"
+    )  # fmt: skip
+    (root / "adapters" / "lora.toml").write_text(
+        'base = "adapters/pretrained"\n' + common
+        + "[lora]\nr = 4\n[training]\nnum_train_epochs = 2\nlearning_rate = 1e-2\n"
+    )  # fmt: skip
+    (root / "adapters" / "semantic.toml").write_text(
+        'base = "adapters/random"\ntuning = "full"\n' + common
+        + '[identifiers]\nscheme = "semantic"\nlevels = 3\ncodes = 6\n'
+        "[training]\nnum_train_epochs = 6\nlearning_rate = 1e-2\n"
+    )  # fmt: skip
+    save = adapters.save
+
+    def moved(path: Path, *, model: Any, **rest: Any) -> None:
+        # The weights that validation kept may be those of the first step, where LoRA does nothing yet.
+        if path.name == "lora":
+            with torch.no_grad():
+                for value in model.parameters():
+                    if value.requires_grad:
+                        value += 0.05 * torch.randn_like(value)
+        save(path, model=model, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapters, "save", moved)
+        for name in ("pretrained", "lora", "semantic"):
+            training.train(root / "adapters" / f"{name}.toml")
+    return root
+
+
+@pytest.fixture(scope="session")
+def histories() -> list[list[str]]:
+    rng = np.random.default_rng(1)
+    return [[f"i{item}" for item in rng.integers(0, ITEMS, rng.integers(0, 12))] for _ in range(USERS)]
+
+
+def pair(folder: Path) -> Iterator[tuple[Recommender, Recommender]]:
+    served = Recommender.load(folder, engine="vllm", vllm=OPTIONS)
+    yield Recommender.load(folder), served
+    served.close()
+
+
+@pytest.fixture(scope="session")
+def atomic(trained: Path) -> Iterator[tuple[Recommender, Recommender]]:
+    """LoRA, by ``local`` and by vLLM."""
+    yield from pair(trained / "adapters" / "lora")
+
+
+@pytest.fixture(scope="session")
+def semantic(trained: Path) -> Iterator[tuple[Recommender, Recommender]]:
+    yield from pair(trained / "adapters" / "semantic")
+
+
+def assert_same(expected: Beams, found: Beams, top: int = 10) -> None:
+    """Scores within 1e-3, and the same items in the same places where neighbours differ by more than that."""
+    assert found.reasons == expected.reasons
+    for wanted, scores, items, own in zip(expected.items, expected.scores, found.items, found.scores, strict=True):
+        count = int((wanted >= 0).sum())
+        assert int((items >= 0).sum()) == count
+        np.testing.assert_allclose(own[:count], scores[:count], atol=1e-3)
+        gaps = np.abs(np.diff(scores[:count]))
+        clear = np.append(True, gaps > 1e-3) & np.append(gaps > 1e-3, True)
+        shown = clear[:top] if count > top else clear[: max(0, count - 1)]  # Behind the last there may be a near one.
+        np.testing.assert_array_equal(items[: len(shown)][shown], wanted[: len(shown)][shown])
+
+
+def arguments(recommender: Recommender, histories: list[list[str]], **restrictions: Any) -> tuple[Any, ...]:
+    """What a recommender asks its engine."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Recording:
+        def beam_search(self, *given: Any) -> Beams:
+            asked.append(given)
+            return engine.beam_search(*given)
+
+    engine, recommender.engine = recommender.engine, Recording()  # type: ignore[assignment]
+    try:
+        recommender.recommend(histories, **restrictions)
+    finally:
+        recommender.engine = engine
+    assert len(asked) == 1
+    return asked[0]
+
+
+class TestContract(EngineContract):
+    atol = 1e-3
+
+    @pytest.fixture
+    def engine(self, contract_engine: VllmEngine) -> VllmEngine:
+        return contract_engine
+
+
+class TestParity:
+    """The numbers of ``local``, in float32, after training."""
+
+    @pytest.mark.parametrize("kind", ["atomic", "semantic"])
+    @pytest.mark.parametrize(
+        "restrictions",
+        [
+            {"exclude_seen": False},
+            {},
+            {"where": "brand <> 'studio 3'"},
+            {"allowed": [f"i{item}" for item in range(0, ITEMS, 3)], "blocked": ["i3", "i6"]},
+        ],
+        ids=["free", "seen", "where", "allowed"],
+    )
+    def test_200_prompts(
+        self, kind: str, restrictions: dict[str, Any], request: pytest.FixtureRequest, histories: list[list[str]]
+    ) -> None:
+        local, served = request.getfixturevalue(kind)
+        given = arguments(local, histories, **restrictions)
+        assert len(given[0]) == USERS
+        assert_same(local.engine.beam_search(*given), served.engine.beam_search(*given))
+
+    @pytest.mark.parametrize("kind", ["atomic", "semantic"])
+    def test_only_a_few_items(self, kind: str, request: pytest.FixtureRequest, histories: list[list[str]]) -> None:
+        local, served = request.getfixturevalue(kind)
+        prompts, trie, beams, *_ = arguments(local, histories)
+        rng = np.random.default_rng(2)
+        only = [None if i % 3 == 0 else rng.integers(0, ITEMS, i % 30) for i in range(USERS)]
+        blocked = [rng.integers(0, ITEMS, i % 7) for i in range(USERS)]
+        expected = local.engine.beam_search(prompts, trie, beams, None, blocked, only)
+        assert_same(expected, served.engine.beam_search(prompts, trie, beams, None, blocked, only))
+
+    @pytest.mark.parametrize("kind", ["atomic", "semantic"])
+    def test_scores_of_items(self, kind: str, request: pytest.FixtureRequest, histories: list[list[str]]) -> None:
+        local, served = request.getfixturevalue(kind)
+        items = ["i5", "i17", "i99"]
+        for history in histories[:20]:
+            np.testing.assert_allclose(served.score(history, items), local.score(history, items), atol=1e-3)
+
+    def test_a_crowd_goes_in_waves(
+        self, semantic: tuple[Recommender, Recommender], histories: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever part of the users fits the prefix cache at a time, and whatever part of the logits the memory."""
+        local, served = semantic
+        given = arguments(local, histories)
+        monkeypatch.setattr(engines, "_REQUESTS", 700)
+        monkeypatch.setattr(engines, "_LOGITS", 3 * 400)
+        assert_same(local.engine.beam_search(*given), served.engine.beam_search(*given))
+
+    def test_what_is_written_is_found_again(self, trained: Path, atomic: tuple[Recommender, Recommender]) -> None:
+        folder = trained / "exports" / "vllm"
+        loaded = Adapter.load(trained / "adapters" / "lora")
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+        model, lora = write_for_engine(loaded, loaded.tokenization(), folder, dtype="float32")
+        assert lora is not None
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+        (lora / "adapter_config.json").write_text("{}")
+        with pytest.raises(AdapterError, match=r"adapter_config.json was changed.*remove the folder"):
+            write_for_engine(loaded, loaded.tokenization(), folder, dtype="float32")
+        shutil.rmtree(lora)
+        write_for_engine(loaded, loaded.tokenization(), folder, dtype="float32")
+        assert model.is_dir()
+
+
+class TestSharing:
+    def test_two_loras_in_one_engine(
+        self, trained: Path, atomic: tuple[Recommender, Recommender], histories: list[list[str]], tmp_path: Path
+    ) -> None:
+        """Engines on one base have the same processes and their own LoRA; closing one leaves the others."""
+        local, served = atomic
+        assert isinstance(served.engine, VllmEngine)
+        loaded = Adapter.load(trained / "adapters" / "lora")
+        model, lora = write_for_engine(loaded, loaded.tokenization(), trained / "exports" / "vllm", dtype="float32")
+        assert lora is not None
+        other = shutil.copytree(lora, tmp_path / "other")
+        weights = {
+            key: -value if ".lora_B." in key else value
+            for key, value in load_file(lora / "adapter_model.safetensors").items()
+        }
+        save_file(weights, other / "adapter_model.safetensors", metadata={"format": "pt"})
+        network = AutoModelForCausalLM.from_pretrained(model)
+        expected = LocalEngine(PeftModel.from_pretrained(network, other).get_base_model().eval())
+        given = arguments(local, histories)
+        first = served.engine.beam_search(*given)
+        second = VllmEngine(model, other, options=OPTIONS)
+        assert second._server is served.engine._server
+        found = second.beam_search(*given)
+        assert_same(expected.beam_search(*given), found)
+        assert np.abs(found.scores - first.scores).max() > 1e-2  # The LoRA does something.
+        second.close()
+        second.close()  # Once more does nothing.
+        with pytest.raises(EngineError, match="was closed"):
+            second.beam_search(*given)
+        assert_same(first, served.engine.beam_search(*given))
+
+    def test_an_unfinished_call_leaves_nothing(self, contract_engine: VllmEngine) -> None:
+        """A broken prompt ends its call; the requests that were under way with it do not turn up in the next one."""
+        prompts, table = random_prompts(1, 40), random_catalogue(1, 30)
+        whole = contract_engine.beam_search(prompts, Trie.build(table), 5)
+        weight = contract_engine._server.head.weight
+        try:
+            contract_engine._server.head.weight = torch.full_like(weight, torch.nan)
+            with pytest.raises(Exception, match="logits are not finite"):
+                contract_engine.beam_search(prompts, Trie.build(np.arange(50)[:, None]), 5)
+        finally:
+            contract_engine._server.head.weight = weight
+        np.testing.assert_array_equal(contract_engine.beam_search(prompts, Trie.build(table), 5).items, whole.items)
+
+
+class TestRefusals:
+    def test_heads_that_a_cpu_does_not_take(self, tmp_path: Path) -> None:
+        hf.LlamaForCausalLM(hf.LlamaConfig(**_COMMON)).save_pretrained(tmp_path)
+        with pytest.raises(AdapterError, match=r"heads are 8 wide.*engine = \"local\""):
+            VllmEngine(tmp_path, options=OPTIONS)
+
+    def test_an_option_that_vllm_refuses(self, checkpoint: Path) -> None:
+        with pytest.raises(ConfigError, match="vLLM refuses"):
+            VllmEngine(checkpoint, options=replace(OPTIONS, quantization="no such thing"))
+
+    def test_a_version_that_is_not_supported(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines.metadata, "version", lambda _: "0.31.2")
+        with pytest.raises(ConfigError, match=r"vllm 0.31.2 is installed; genrec takes >=0.32,<0.33.*make vllm-env"):
+            VllmEngine(checkpoint)
+
+    def test_other_numbers_than_plain_forwards(
+        self, checkpoint: Path, contract_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What stands beside a checkpoint is compared. Here it is of another model."""
+        tokens = list(range(10))
+        probe = {"prompts": [[5, 6]], "tokens": tokens, "logprobs": [[-1.0] * len(tokens)]}
+        (checkpoint / "export.json").write_text(json.dumps({"probe": probe}))
+        try:
+            with pytest.raises(AdapterError, match="from those of plain forwards"):
+                contract_engine._server._check(checkpoint, "float32")
+        finally:
+            (checkpoint / "export.json").unlink()
+
+
+ORPHAN = """
+import os, signal, sys
+from genrec.config import VllmOptions
+from genrec.engines.vllm import VllmEngine
+if __name__ == "__main__":
+    engine = VllmEngine(sys.argv[1], options=VllmOptions(max_num_seqs=8, max_num_batched_tokens=2048))
+    print(*(process.pid for process in engine._server._processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs([one for one in processes if one.is_running()], timeout=30)[1]
+
+
+class TestFaults:
+    """These end the engines that the tests above share."""
+
+    def ask(self, engine: VllmEngine, match: str) -> None:
+        """One clear error, at once and again, and no process."""
+        processes = list(engine._server._processes)
+        assert len(processes) >= 2
+        for _ in range(2):
+            with pytest.raises(EngineError, match=match) as raised:
+                engine.score([np.array([5, 6, 7])] * 3, [np.array([8])] * 3)
+            assert "run the same command again" in str(raised.value)
+        assert gone(processes)
+        engine.close()
+
+    def test_a_killed_engine(self, contract_engine: VllmEngine) -> None:
+        contract_engine._server._processes[0].send_signal(signal.SIGKILL)
+        self.ask(contract_engine, "died: .*lower vllm.gpu_memory_utilization")
+
+    def test_a_killed_worker(self, semantic: tuple[Recommender, Recommender]) -> None:
+        engine = semantic[1].engine
+        assert isinstance(engine, VllmEngine)
+        engine._server._processes[-1].send_signal(signal.SIGKILL)
+        self.ask(engine, "died: ")
+
+    def test_a_stalled_engine(self, atomic: tuple[Recommender, Recommender]) -> None:
+        engine = atomic[1].engine
+        assert isinstance(engine, VllmEngine)
+        engine._server.options = replace(engine.options, timeout=2.0)
+        for process in engine._server._processes:
+            process.suspend()
+        self.ask(engine, "finished no request for 2 seconds .*raise vllm.timeout")
+
+    def test_a_killed_owner(self, checkpoint: Path, tmp_path: Path) -> None:
+        script = tmp_path / "owner.py"
+        script.write_text(ORPHAN)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, script, checkpoint], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        for pid in map(int, done.stdout.split()):
+            try:
+                process = psutil.Process(pid)
+            except psutil.NoSuchProcess:
+                continue
+            assert process.status() == psutil.STATUS_ZOMBIE or gone([process])
+
+
+@pytest.mark.slow
+class TestSmolLM2:
+    def test_16_prompts(self, tmp_path: Path) -> None:
+        """Atomic and semantic identifiers of tokens that the model has."""
+        model = base.find("smollm2").model(torch.float32)
+        with base.quiet():
+            model.save_pretrained(tmp_path)
+        local, engine = LocalEngine(model.eval()), VllmEngine(tmp_path, options=replace(OPTIONS, max_model_len=256))
+        rng = np.random.default_rng(0)
+        prompts = [rng.integers(20, model.config.vocab_size, rng.integers(20, 150)) for _ in range(16)]
+        atomic = rng.permutation(model.config.vocab_size)[:1000, None]
+        semantic = np.unique(rng.integers(0, 256, (1000, 3)), axis=0) + np.array([300, 600, 900])
+        try:
+            for table in (atomic, semantic):
+                trie = Trie.build(table)
+                assert_same(local.beam_search(prompts, trie, 20), engine.beam_search(prompts, trie, 20))
+        finally:
+            engine.close()
