@@ -316,6 +316,19 @@ def test_segments_in_which_an_adapter_loses() -> None:
     assert open_ == ["length: close (shop below item_knn)"]
 
 
+def test_what_one_must_know_before_one_compares_is_told() -> None:
+    told = {"exclude_seen": True, "adapters": {"new": {"kept": {"step": 0}}, "old": {"kept": {"step": 40}}}}
+    lists = {"today": {"rows": 9430, "places_in_history": 4816}, "clean": {"rows": 10, "places_in_history": 0}}
+    one, two = words.cautions({**told, "against": lists})
+    assert one.startswith("new kept the weights that its training began with (step 0)")
+    assert two.startswith("4,816 of the 9,430 places of today (51.1%) name items that the user had before.")
+    assert len(words.cautions({**told, "exclude_seen": False, "against": lists})) == 1
+    assert words.cautions({}) == []
+    report = made()
+    report.protocol["adapters"] = told["adapters"]
+    assert one in report.markdown()
+
+
 def test_protocol_is_told_in_words(full: Report) -> None:
     said = words.protocol(full.protocol, full.spec)
     text = "\n".join(said)
@@ -323,7 +336,10 @@ def test_protocol_is_told_in_words(full: Report) -> None:
     assert "What is a positive: ratings of at least 4." in said
     assert "Order within equal timestamps: shuffled with seed 3." in said
     assert "Split: leave one out." in text
-    assert "Seen items: items of the history are left out of every list. 7 targets are items that" in text
+    assert (
+        "Seen items: items of the history are left out of every list that was made here. 7 targets are items that"
+        in text
+    )
     assert "Adapters: 50 beams; the score of an item is the sum of log-probabilities." in said
     assert "Baseline popularity: nothing to tune; options: none." in said
     assert (

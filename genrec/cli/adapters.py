@@ -40,7 +40,8 @@ def train(
     out = Path(os.path.relpath(made))
     if not is_main():  # Of several processes one speaks.
         return
-    kept = Adapter.load(out).manifest["kept"]
+    manifest = Adapter.load(out).manifest
+    kept = manifest["kept"]
     if json_:
         print_json({"adapter": str(out), "kept": kept})
     else:
@@ -53,6 +54,7 @@ def train(
             "No validation was better than that of the weights that training began with, so these were kept: the "
             "adapter holds nothing of this run, nor of its other tasks. Train longer, or with another "
             "training.learning_rate."
+            + (" Its first epochs were walks alone (walks.alone)." if manifest["recipe"]["walks"]["alone"] else "")
         )
 
 

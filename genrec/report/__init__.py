@@ -159,6 +159,7 @@ class Report:
         out: list[Block] = [Paragraph(first, strong=True), *map(Paragraph, rest)]
         if self.segments and "adapter" in self.kinds.values() and len(set(self.kinds.values())) > 1:
             out.append(Paragraph(_segment_sentence(sure)))
+        out += map(Paragraph, words.cautions(self.protocol))
         invented = [label for label, row in self.rows.items() if row.get(f"invalid@{k}", {}).get("mean")]
         if invented:
             out.append(

@@ -182,6 +182,23 @@ def summary(rows: Rows, kinds: Mapping[str, str], tests: Tests, cases: int) -> l
     return out
 
 
+def cautions(protocol: Mapping[str, Any]) -> list[str]:
+    """What one must know before one compares: an adapter that learnt nothing, a list that names what users had."""
+    out = [
+        f"{label} kept the weights that its training began with (step 0): it holds nothing that training learnt."
+        for label, told in (protocol.get("adapters") or {}).items()
+        if (told.get("kept") or {}).get("step") == 0
+    ]
+    for label, told in (protocol.get("against") or {}).items():
+        places, rows = told.get("places_in_history") or 0, told.get("rows") or 0
+        if places and rows and protocol.get("exclude_seen"):
+            out.append(
+                f"{places:,} of the {rows:,} places of {label} ({percent(places / rows)}) name items that the user had "
+                "before, which the lists made here leave out. With other items in their place it could stand higher."
+            )
+    return out
+
+
 def losses(segments: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, str], k: int) -> tuple[list[str], list[str]]:
     """The segments in which an adapter's interval of recall@k lies below another recommender's, as sentences, and the
     names of the further ones in which its mean is below while the intervals overlap."""
@@ -302,7 +319,7 @@ def protocol(protocol: Mapping[str, Any], spec: Mapping[str, Any]) -> list[str]:
     seen = p.pop("exclude_seen", None)
     note = f" {again:,} targets are items that the user had before" if again else ""
     if seen:
-        out.append("Seen items: items of the history are left out of every list."
+        out.append("Seen items: items of the history are left out of every list that was made here."
                    + (note + ", so no list can hold them." if again else ""))  # fmt: skip
     elif seen is not None:
         out.append("Seen items: lists may hold items of the history." + (note + "." if again else ""))
