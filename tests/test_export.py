@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Phi3Config, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Phi3Config, PreTrainedModel, Qwen3Config
 
 from genrec import adapter as adapters
 from genrec import base as bases
@@ -304,7 +304,7 @@ def test_a_failure_leaves_nothing(
     def full_disk(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exports, "_write_model", full_disk)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full_disk)
     with pytest.raises(StorageError, match="No space left"):
         export(trained[0] / "adapters" / "llama-tied", tmp_path / "out", to=to)
     assert tree(tmp_path) == {}

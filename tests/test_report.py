@@ -321,7 +321,7 @@ def test_what_one_must_know_before_one_compares_is_told() -> None:
     lists = {"today": {"rows": 9430, "places_in_history": 4816}, "clean": {"rows": 10, "places_in_history": 0}}
     one, two = words.cautions({**told, "against": lists})
     assert one.startswith("new kept the weights that its training began with (step 0)")
-    assert two.startswith("4,816 of the 9,430 places of today (51.1%) name items that the user had before.")
+    assert two.startswith("4,816 of the 9,430 places of today (51.1%) name items that the user had before, ")
     assert len(words.cautions({**told, "exclude_seen": False, "against": lists})) == 1
     assert words.cautions({}) == []
     report = made()
