@@ -434,7 +434,6 @@ class _Server:
                         ) from None
                     continue
                 if isinstance(found, Exception):
-                    time.sleep(_TICK)  # How a process ended shows a moment after vLLM has noticed.
                     raise self._failed(self._dead() or f"reports {type(found).__name__}: {found}") from found
                 if not found:
                     continue

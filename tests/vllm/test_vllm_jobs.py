@@ -130,7 +130,7 @@ def test_killed_engine_ends_the_job_and_the_next_one_goes_on(shop: Path, expecte
     _, told = process.communicate(timeout=120)
     assert process.returncode == 11, told
     (message,) = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert "SIGKILL" in message, told
+    assert " died: " in message, told  # The engine, or its worker, whichever is seen first.
     assert "vllm.gpu_memory_utilization" in message  # What to change.
     check_none_left(below)
     before = committed(out)
