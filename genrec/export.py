@@ -27,6 +27,7 @@ from genrec.config import Recipe, from_table, suggestion, workspace_of
 from genrec.dataset import Dataset
 from genrec.engines import Engine
 from genrec.engines.local import LocalEngine
+from genrec.engines.vllm import max_lora_rank
 from genrec.errors import ConfigError, DataError
 from genrec.prompts import Prompt
 from genrec.tokenization import Tokenization
@@ -38,7 +39,6 @@ from genrec.vllm_files import (
     check_files,
     check_vllm,
     is_whole,
-    max_lora_rank,
     new_folder,
     refuse,
     write_base,

@@ -67,11 +67,6 @@ _FOREIGN = (  # Parts of a tensor's name, each with what it is.
 )
 
 
-def max_lora_rank(rank: int) -> int:
-    """The value of vLLM's ``--max-lora-rank`` that holds LoRA of this rank, 1 .. 512."""
-    return next(allowed for allowed in RANKS if allowed >= rank)
-
-
 def check_vllm(folder: str | Path, base: str | Path | None = None) -> list[str]:
     """What would keep vLLM from loading a PEFT adapter as it was trained; nothing for a good one.
 

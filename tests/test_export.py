@@ -25,10 +25,11 @@ from genrec.adapter import Adapter
 from genrec.cli import main
 from genrec.dataset import Dataset
 from genrec.engines.local import LocalEngine
+from genrec.engines.vllm import max_lora_rank
 from genrec.errors import AdapterError, ConfigError, DataError, StorageError
 from genrec.export import export
 from genrec.recommender import Recommender
-from genrec.vllm_files import check_vllm, max_lora_rank
+from genrec.vllm_files import check_vllm
 
 SIZE: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -56,6 +56,11 @@ _CPU_BLOCK = (
 _EXACT, _ROUNDED = 1e-3, 0.25  # How far log-probabilities may be from plain forwards: the most; bfloat16, on average.
 
 
+def max_lora_rank(rank: int) -> int:
+    """The value of vLLM's ``--max-lora-rank`` that holds LoRA of this rank, 1 .. 512."""
+    return next(allowed for allowed in RANKS if allowed >= rank)
+
+
 def version() -> str:
     """The version of vLLM that is installed.
 
@@ -530,7 +535,7 @@ def _rank(lora: str | Path | None) -> int:
     path = Path(lora) / "adapter_config.json"
     try:
         rank = int(json.loads(path.read_text(encoding="utf-8"))["r"])
-        return next(allowed for allowed in RANKS if allowed >= rank)
+        return max_lora_rank(rank)
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise AdapterError(
             f"{path} tells no rank that vLLM takes: {error!r}. Check it: genrec export --check"
