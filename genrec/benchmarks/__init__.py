@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genrec import files
+from genrec import files, progress
 from genrec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,21 +129,23 @@ def interleaved(
     """
     import torch
 
-    read = CLOCKS[clock]
-    for call in (warm or calls).values():
-        call()
+    read, warm = CLOCKS[clock], warm or calls
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            if sum(seconds[name]) > patience:
-                continue
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            began = read()
+    with progress.bar("measuring", len(warm) + repeats * len(calls)) as advance:
+        for name, call in warm.items():
             call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(read() - began)
+            advance(note=name)
+        for _ in range(repeats):
+            for name, call in calls.items():
+                if sum(seconds[name]) <= patience:
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
+                    began = read()
+                    call()
+                    if torch.cuda.is_available():
+                        torch.cuda.synchronize()
+                    seconds[name].append(read() - began)
+                advance(note=name)
     return seconds
 
 

@@ -38,6 +38,7 @@ _ITEMS, _LEVELS, _CODES = 12_000, 3, 256
 _BEAMS = {"cpu": (20, 50), "cuda": (50, 128)}
 _GOALS = {50: 5.0, 128: 20.0}  # Times `LLM.beam_search`, on a GPU, by beams.
 _CEILING = 0.9  # Of the requests a second of one-token requests without log-probabilities.
+_PATIENCE = 30.0  # Seconds that one side is measured for; a call of vLLM's beam search may take as long.
 # Of a GPU's memory, at most: genrec's engine and vLLM's own methods are two engines, and ``local`` has the rest.
 _MEMORY = 0.4
 
@@ -243,7 +244,7 @@ class Bench:
             calls["LLM.generate"] = partial(drawn, self.peers.generate, self.load)
         # What was found for the rows of agreement has warmed up all searches; a full load also fills what is kept.
         warm = {name: call for name, call in calls.items() if name not in searches}
-        taken = interleaved(calls, self.repeats, warm=warm)
+        taken = interleaved(calls, self.repeats, patience=_PATIENCE, warm=warm)
         seconds = {name: median(times) for name, times in taken.items()}
 
         def ratio(what: str, setting: str, slow: str, fast: str, least: float | None = None) -> Row:
