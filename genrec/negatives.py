@@ -11,7 +11,7 @@ vocabulary a step on Amazon Beauty is 2.4 times faster.
 
 An item that no training history holds says nothing by not following one: it may not have been there yet. So the tokens
 of such items alone are no negatives of what followed in a history, and are as good as their walks and questions made
-them.
+them. (In walks, and in variants of histories, which hold such items too, they are negatives like all others.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Training: a recipe and a data set in, an adapter folder out. The only module that imports TRL.
 
-Rows come from histories (cut into windows of whole items), from walks over textual neighbours, and from question
-prompts about items and histories. The weights that are kept are those of the best NDCG@10 on validation cases, by the
-same constrained decoding that recommends.
+What is trained on, and in which order, is ``curriculum``'s. The weights that are kept are those of the best NDCG@10 on
+validation cases, by the same constrained decoding that recommends.
 """
 
 from __future__ import annotations
