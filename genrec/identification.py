@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file
 
 from genrec import adapter as adapters
 from genrec import base as bases
@@ -33,9 +34,13 @@ def build_identifiers(
     ties: Ties = "file",
     split_seed: int = 0,
     dimensions: int = 64,
+    rows_of: str | Path | None = None,
     seed: int = 0,
 ) -> Identifiers:
     """Identifiers for a data set, from features of its catalogue and the training part of its split alone.
+
+    The codes of "semantic" are made from text vectors and collaborative ones, or, with ``rows_of``, from text vectors
+    and what a trained adapter has learnt of each item: the row of its token.
 
     Args:
         data: A data set, or its folder.
@@ -44,17 +49,53 @@ def build_identifiers(
         levels, codes: See ``Identifiers.build``.
         split, ties, split_seed: What part of the interactions is for training, as the recipe says that will use them.
         dimensions: Of the text vectors, and as many again of the collaborative ones (``features`` of a recipe).
+        rows_of: The folder of an adapter with one token per item, trained on the same part; read by "semantic" alone.
         seed: Of features and clusters.
 
     Raises:
-        ConfigError: An unknown scheme, no base for "title", or more items than ``codes ** levels``.
+        ConfigError: An unknown scheme, no base for "title", more items than ``codes ** levels``, or an adapter of other
+            items or with longer identifiers.
+        LeakError: The adapter was trained on other interactions.
+        AdapterError: There is no such adapter, or it was changed.
     """
     data = data if isinstance(data, Dataset) else Dataset.load(data)
     part = data.split(split, ties=ties, seed=split_seed)
-    vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
+    if rows_of is None:
+        vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
+    elif scheme != "semantic":
+        raise ConfigError(f"the scheme is {scheme!r}, and rows of an adapter make semantic identifiers alone.")
+    else:
+        text = features.text_vectors(features.text(data.items), dimensions, seed)
+        parts = [_learnt(Path(rows_of), data, part), text]
+        vectors = np.concatenate([features.unit(one) for one in parts], axis=1)
     titles = _titles(data, bases.find(base)) if scheme == "title" and base is not None else None
     made = Identifiers.build(scheme, data.item_ids, vectors, titles=titles, levels=levels, codes=codes, seed=seed)
     return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
+
+
+def _learnt(folder: Path, data: Dataset, part: Split) -> np.ndarray:
+    """float32 [n_items, width]: the rows that an adapter has trained for the tokens of the items."""
+    product = adapters.Adapter.load(folder)
+    own = product.identifiers
+    if list(own.item_ids) != data.item_ids:
+        raise ConfigError(f"{folder} knows other items than the data set. Train it on this one.")
+    if any(len(tokens) != 1 for tokens in own.tokens):
+        raise ConfigError(
+            f'{folder} has identifiers of several tokens ({own.scheme}). Name one with the scheme "atomic".'
+        )
+    _check_fitted(f"adapter {folder}", product.manifest["fitted_on"], part)
+    place = {token: row for row, token in enumerate(own.vocabulary)}
+    rows = load_file(folder / "rows.safetensors")["input"].float().numpy()
+    return rows[[place[tokens[0]] for tokens in own.tokens]]
+
+
+def _check_fitted(source: str, fitted_on: str, part: Split) -> None:
+    if fitted_on and fitted_on != part.train_hash:
+        raise LeakError(
+            f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this split "
+            f"({part.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the same data, "
+            "split, ties and split_seed."
+        )
 
 
 def identify(
@@ -95,10 +136,5 @@ def identify(
             f"{source} has identifiers for {len(found.item_ids)} items, and they are not the {len(data.item_ids)} "
             f"items of {recipe.data}, in that order. Make them from this data set."
         )
-    if fitted_on and fitted_on != split.train_hash:
-        raise LeakError(
-            f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this recipe's "
-            f"split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the "
-            "same data, split, ties and split_seed."
-        )
+    _check_fitted(source, fitted_on, split)
     return found, inherited

@@ -24,6 +24,10 @@ def build(
     split: SplitName = "leave_one_out",
     ties: Annotated[Literal["file", "shuffled"], typer.Option(help="Order within equal timestamps.")] = "file",
     dimensions: Annotated[int, typer.Option("--features", help="Dimensions of the text vectors.")] = 64,
+    rows_of: Annotated[
+        Path | None,
+        typer.Option(help="An adapter with atomic identifiers whose rows, beside text, make the codes of semantic."),
+    ] = None,
     split_seed: Annotated[int, typer.Option(help="Of shuffled ties.")] = 0,
     seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
 ) -> None:
@@ -31,7 +35,8 @@ def build(
     from genrec.identification import build_identifiers
 
     sizes = {"levels": levels, "codes": codes, "dimensions": dimensions}
-    made = build_identifiers(data, scheme, base=base, split=split, ties=ties, split_seed=split_seed, seed=seed, **sizes)
+    seeds = {"split_seed": split_seed, "seed": seed}
+    made = build_identifiers(data, scheme, base=base, split=split, ties=ties, rows_of=rows_of, **sizes, **seeds)
     made.save(out)
     print(out)
 
