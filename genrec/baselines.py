@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, sparse
 
 from genrec import features, metrics
-from genrec.config import suggestion
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, suggestion
 from genrec.progress import bar
 from genrec.sasrec import SASRec, SASRecText
 

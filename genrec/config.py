@@ -8,26 +8,20 @@ Relative paths in a TOML file are relative to the *workspace*: the folder above 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import os
-import tomllib
-import types
-import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from genrec.errors import ConfigError
+from genrec.toml import check_choices, from_table, override, read_toml
 
 SplitKind = Literal["leave_one_out", "temporal"]
 Ties = Literal["file", "shuffled"]
 Tuning = Literal["lora", "qlora", "full"]
 JOB_PATHS = ("adapter", "users", "out", "data", "items", "previous", "compare")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ class Recipe:
     lora: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choices(self, "recipe")
+        check_choices(self, "recipe")
         if not self.tasks:
             raise ConfigError('recipe: tasks is empty. Add one: [[tasks]] prompt = "prompts/next_item.jinja"')
         if any(task.weight < 0 for task in self.tasks) or not any(task.weight > 0 for task in self.tasks):
@@ -299,7 +293,7 @@ class Spec:
     vllm: VllmOptions = VllmOptions()
 
     def __post_init__(self) -> None:
-        _check_choices(self, "spec")
+        check_choices(self, "spec")
         for question in self.questions:
             if len(set(question.answers)) < 2 or len(set(question.answers)) < len(question.answers):
                 raise ConfigError(f"spec: questions: the answers of {question.prompt!r} are {list(question.answers)}. "
@@ -409,7 +403,7 @@ class Job:
     price_per_hour: float | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self, "job")
+        check_choices(self, "job")
         for name in ("k", "shard_size", "max_events", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"job: {name} is {getattr(self, name)}. It is at least 1.")
@@ -446,131 +440,6 @@ def check_vllm_device(device: object) -> None:
         )
 
 
-def _check_choices(config: Recipe | Spec | Job, where: str) -> None:
-    """Refuse a value that is none of its field's ``Literal``: a misspelt one would act as another."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value, choices = getattr(config, name), typing.get_args(kind)
-        if typing.get_origin(kind) is Literal and value not in choices:
-            raise ConfigError(f"{where}: {name} is {value!r}. {suggestion(str(value), choices)}")
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The sentence that names the closest of ``known`` to ``name``, or, where none is close, the first 20 of them.
-
-    Capitals and underscores do not count in the comparison: ``userId`` is ``user_id``.
-    """
-    names = sorted(str(item) for item in known)
-    folded = {other.casefold().replace("_", ""): other for other in names}
-    close = difflib.get_close_matches(name.casefold().replace("_", ""), folded, n=1)
-    if close:
-        return f"Did you mean {folded[close[0]]!r}?"
-    return f"Known: {', '.join(names[:20]) or 'none'}{', ...' if len(names) > 20 else '.'}"
-
-
-def closest(unknown: object, known: Collection[str], otherwise: str) -> str:
-    """The sentence that names the closest of known ids, or ``otherwise``; more than 50,000 are not looked through."""
-    close = suggestion(str(unknown), known) if len(known) <= 50_000 else ""
-    return close if close.startswith("Did") else otherwise
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """``value`` checked against, and where needed built into, the annotated type ``kind``."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        inner = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _value(inner, value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} is {value!r}. {suggestion(str(value), arguments)}")
-        return value
-    if dataclasses.is_dataclass(kind):
-        return from_table(kind, value, where)  # type: ignore[arg-type]
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ConfigError(f"{where} is {value!r}. It takes a list.")
-        return tuple(_value(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} is {value!r}. It takes a table of keys and values.")
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {value!r}. It takes a value of type {kind.__name__}.")
-    return value
-
-
-def from_table(cls: type[T], table: Any, where: str) -> T:
-    """Build the dataclass ``cls`` from a TOML table. ``where`` begins every message.
-
-    Raises:
-        ConfigError: An unknown key (with the closest known one), a missing key or a value of the wrong type.
-    """
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{where} is {table!r}. It takes a table of keys and values.")
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in table:
-        if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}. {suggestion(key, fields)}")
-    for name, item in fields.items():
-        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if needed and name not in table:
-            raise ConfigError(f"{where}: the key {name!r} is missing.")
-    return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()})
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        ConfigError: There is no such file, or it is not TOML (with line and column).
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        folder = Path(path).parent
-        there = sorted(str(other) for other in folder.glob("*.toml")) if folder.is_dir() else []
-        raise ConfigError(f"{path}: no such file. {suggestion(str(path), there) if there else ''}".strip()) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder; a .toml file is wanted here.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-
-
-def override(
-    table: dict[str, Any], assignments: Iterable[str], example: str = "training.learning_rate=1e-3"
-) -> dict[str, Any]:
-    """``table`` with ``key=value`` assignments applied; keys may be dotted, values are TOML (a bare word is text).
-
-    ``example`` is an assignment that an error may name.
-
-    Raises:
-        ConfigError: An assignment without ``=``, or a dotted key that goes through something that is not a table.
-    """
-    result = dict(table)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"{assignment!r} is no assignment. Write key=value, such as {example}.")
-        try:
-            value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        inner = result
-        *parents, last = key.split(".")
-        for parent in parents:
-            below = inner.get(parent, {})
-            if not isinstance(below, dict):
-                raise ConfigError(f"{assignment!r}: {parent!r} is no table, its value is {below!r}.")
-            inner[parent] = dict(below)
-            inner = inner[parent]
-        inner[last] = value
-    return result
-
-
 def load_recipe(path: Path, assignments: Iterable[str] = ()) -> Recipe:
     """The recipe in a TOML file, with ``key=value`` assignments on top."""
     return from_table(Recipe, override(read_toml(path), assignments), str(path))
@@ -596,8 +465,3 @@ def load_job(path: Path | None, changes: Mapping[str, Any], assignments: Iterabl
 def workspace_of(path: Path) -> Path:
     """The workspace of a recipe, spec or job: the folder above the one that the file lies in."""
     return Path(path).absolute().parent.parent
-
-
-def as_table(config: Any) -> dict[str, Any]:
-    """A recipe, spec or job as plain nested tables, for hashes and reports."""
-    return dataclasses.asdict(config)

@@ -1,10 +1,14 @@
-"""The exceptions that genrec raises for what a user can cause, and the exit code of each on the command line.
+"""The exceptions that genrec raises for what a user can cause, with the exit code of each on the command line, and the
+sentences that their messages share.
 
 A message says what is wrong, the value found, where it stands, and what to do next. Anything that is not a
 ``GenrecError`` is a defect of genrec.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
 
 
 class GenrecError(Exception):
@@ -73,3 +77,22 @@ class EngineError(GenrecError):
     """An engine that runs in processes of its own died, ran out of memory or stopped answering. Exit code 11."""
 
     exit_code = 11
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The sentence that names the closest of ``known`` to ``name``, or, where none is close, the first 20 of them.
+
+    Capitals and underscores do not count in the comparison: ``userId`` is ``user_id``.
+    """
+    names = sorted(str(item) for item in known)
+    folded = {other.casefold().replace("_", ""): other for other in names}
+    close = difflib.get_close_matches(name.casefold().replace("_", ""), folded, n=1)
+    if close:
+        return f"Did you mean {folded[close[0]]!r}?"
+    return f"Known: {', '.join(names[:20]) or 'none'}{', ...' if len(names) > 20 else '.'}"
+
+
+def closest(unknown: object, known: Collection[str], otherwise: str) -> str:
+    """The sentence that names the closest of known ids, or ``otherwise``; more than 50,000 are not looked through."""
+    close = suggestion(str(unknown), known) if len(known) <= 50_000 else ""
+    return close if close.startswith("Did") else otherwise

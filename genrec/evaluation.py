@@ -24,9 +24,9 @@ from genrec.adapter import versions
 from genrec.baselines import BASELINES, Baseline, tune
 from genrec.baselines import recommend as recommend_baseline
 from genrec.comparison import paired_tests
-from genrec.config import Spec, as_table, load_spec, suggestion, workspace_of
+from genrec.config import Spec, load_spec, workspace_of
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, DataError, LeakError
+from genrec.errors import ConfigError, DataError, LeakError, suggestion
 from genrec.foreign_lists import read_lists
 from genrec.loading import check_engine, vllm_version
 from genrec.questions import ask
@@ -36,6 +36,7 @@ from genrec.report.numbers import preferred
 from genrec.segments import segments
 from genrec.significance import interval
 from genrec.splits import Cases, Split, contexts, histories_hash
+from genrec.toml import as_table
 
 _CHUNK = 256  # Users per call of an engine, so that the progress bar moves.
 _EXAMPLES, _SHOWN, _EVENTS = 10, 5, 8  # Example users, places of their lists and events of their histories.

@@ -23,14 +23,15 @@ from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import files
 from genrec.adapter import Adapter
-from genrec.config import Recipe, from_table, suggestion, workspace_of
+from genrec.config import Recipe, workspace_of
 from genrec.dataset import Dataset
 from genrec.engines import Engine
 from genrec.engines.local import LocalEngine
 from genrec.engines.vllm import max_lora_rank
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, suggestion
 from genrec.prompts import Prompt
 from genrec.tokenization import Tokenization
+from genrec.toml import from_table
 from genrec.validation import ValidationSet
 from genrec.vllm_files import (
     CONFIG,

@@ -18,9 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from genrec import progress
-from genrec.config import suggestion
 from genrec.dataset import Dataset
-from genrec.errors import DataError
+from genrec.errors import DataError, suggestion
 from genrec.readers import read_table
 from genrec.tables import as_ids
 

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import features
-from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties, as_table
+from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, LeakError
 from genrec.identifiers import Identifiers
 from genrec.splits import Split
 from genrec.tokenization import text_tokens
+from genrec.toml import as_table
 
 
 def _titles(data: Dataset, base: bases.Base) -> list[list[str]]:

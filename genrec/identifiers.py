@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from genrec import semantic_ids
-from genrec.config import suggestion
-from genrec.errors import ConfigError, IdentifierError, UnknownIdError
+from genrec.errors import ConfigError, IdentifierError, UnknownIdError, suggestion
 from genrec.files import new_file, text_hash
 
 Tokens = tuple[str, ...]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from genrec.adapter import Adapter
-from genrec.config import VllmOptions, check_vllm_device, suggestion, workspace_of
+from genrec.config import VllmOptions, check_vllm_device, workspace_of
 from genrec.decoding import Trie
 from genrec.engines import Engine
 from genrec.engines.batches import memory_at_hand
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
 from genrec.memory import Memory, memory, size
 from genrec.tokenization import Tokenization
 

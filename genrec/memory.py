@@ -10,9 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from genrec import base as bases
 from genrec.adapter import Adapter
-from genrec.config import suggestion
 from genrec.decoding import Trie
-from genrec.errors import AdapterError, ConfigError
+from genrec.errors import AdapterError, ConfigError, suggestion
 from genrec.tokenization import Tokenization
 
 DTYPES = ("float32", "bfloat16", "float16")

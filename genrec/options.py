@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from genrec.config import suggestion
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
 
 _INFINITY = math.inf
 TRAINING_KEYS: dict[str, tuple[Any, ...]] = {

@@ -25,8 +25,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jinja2 import Template, TemplateError
 
-from genrec.config import suggestion
-from genrec.errors import PromptError
+from genrec.errors import PromptError, suggestion
 from genrec.templates import (
     Inspection,
     ItemRef,

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrec import files, progress
-from genrec.config import as_table, load_recipe, load_spec, suggestion, workspace_of
-from genrec.errors import ConfigError, GenrecError, StorageError
+from genrec.config import load_recipe, load_spec, workspace_of
+from genrec.errors import ConfigError, GenrecError, StorageError, suggestion
+from genrec.toml import as_table
 
 if TYPE_CHECKING:
     from genrec import batch

@@ -14,11 +14,11 @@ import polars as pl
 from genrec import progress, recommendations, tables
 from genrec.adapter import Adapter
 from genrec.asking import History, Row, Rows, beams_for, counted, histories_of, listed, one_each, read_frame
-from genrec.config import VllmOptions, closest, workspace_of
+from genrec.config import VllmOptions, workspace_of
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
-from genrec.errors import AdapterError, ConfigError, UnknownIdError
+from genrec.errors import AdapterError, ConfigError, UnknownIdError, closest
 from genrec.loading import EngineName, check_engine, model_engine
 from genrec.memory import Memory, dtype_of, memory
 from genrec.prompts import Prompt, changes

@@ -19,9 +19,9 @@ import polars as pl
 
 from genrec import base as bases
 from genrec.adapter import Adapter
-from genrec.config import Recipe, closest, workspace_of
+from genrec.config import Recipe, workspace_of
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, DataError, UnknownIdError
+from genrec.errors import ConfigError, DataError, UnknownIdError, closest
 from genrec.identifiers import Identifiers
 from genrec.prompts import Problem, Prompt
 from genrec.splits import contexts

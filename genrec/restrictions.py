@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from genrec.config import suggestion
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
 
 Bools = NDArray[np.bool_]
 

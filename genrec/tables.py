@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from genrec.config import suggestion
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, suggestion
 
 # Columns by which a reader tells where a row stands, and that it could not be read at all (reason and text).
 SOURCE, LINE, FAULT, VALUE = "__source", "__line", "__fault", "__value"

@@ -27,7 +27,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from genrec.config import suggestion
+from genrec.errors import suggestion
 from genrec.syntax import asked, explained, passed, says, start
 
 READABLE: dict[str, dict[str, tuple[str, ...]]] = {  # What each block may read.

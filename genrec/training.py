@@ -30,12 +30,12 @@ from trl import SFTConfig, SFTTrainer
 from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import checkpoints, estimates, features, learning_curve, progress
-from genrec.config import Recipe, as_table, load_recipe, suggestion, workspace_of
+from genrec.config import Recipe, load_recipe, workspace_of
 from genrec.curriculum import HISTORY, WALK, Fresh, Rows, plan
 from genrec.dataset import Dataset
 from genrec.dropout import dropout
 from genrec.engines.local import LocalEngine
-from genrec.errors import ConfigError, DataError, GenrecError, PromptError, StorageError
+from genrec.errors import ConfigError, DataError, GenrecError, PromptError, StorageError, suggestion
 from genrec.estimates import Estimate
 from genrec.identification import identify
 from genrec.negatives import Negatives
@@ -44,6 +44,7 @@ from genrec.prompts import Prompt
 from genrec.rows import is_rows
 from genrec.splits import Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
+from genrec.toml import as_table
 from genrec.tuning import load, start_rows, with_lora
 from genrec.validation import ValidationSet
 from genrec.watch import Tally, Watch, diverged

@@ -28,7 +28,7 @@ from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import features, metrics, progress, readers, tables, training, tuning
 from genrec.adapter import Adapter
-from genrec.config import Recipe, as_table, from_table, override, workspace_of
+from genrec.config import Recipe, workspace_of
 from genrec.curriculum import Fresh
 from genrec.dataset import Dataset
 from genrec.decoding import Trie
@@ -41,6 +41,7 @@ from genrec.regression import TrainedTokens, extended_rows, matched_scale
 from genrec.significance import interval
 from genrec.splits import Cases, Split, contexts
 from genrec.tokenization import Tokenization, add_identifier_tokens, text_tokens
+from genrec.toml import as_table, from_table, override
 
 K, BEAMS, _CHUNK = 10, 50, 256  # Cases are asked in chunks, so that the progress bar moves.
 TEXTS = 256  # Dimensions of the text vectors that rows are predicted from.

@@ -120,15 +120,6 @@ def test_overrides_are_toml_or_bare_words_and_reach_into_tables(tmp_path: Path) 
     assert load_recipe(path, ["base=HuggingFaceTB/SmolLM2-135M"]).base == "HuggingFaceTB/SmolLM2-135M"
 
 
-def test_overriding_leaves_the_given_table_as_it_was() -> None:
-    table = {"training": {"learning_rate": 1.0}}
-    assert config.override(table, ["training.learning_rate=2.0", "walks.share=1"]) == {
-        "training": {"learning_rate": 2.0},
-        "walks": {"share": 1},
-    }
-    assert table == {"training": {"learning_rate": 1.0}}
-
-
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -219,11 +210,6 @@ def test_the_workspace_is_the_folder_above(tmp_path: Path, monkeypatch: pytest.M
     assert config.workspace_of(Path("shop.toml")) == tmp_path.parent
 
 
-def test_as_table_is_what_from_table_reads() -> None:
-    table = config.as_table(replace(RECIPE, identifiers=IdentifierRecipe("semantic"), lora={"r": 2}))
-    assert config.as_table(config.from_table(Recipe, table, "again")) == table
-
-
 def test_something_is_shipped() -> None:
     assert RECIPES
     assert SPECS
@@ -244,19 +230,6 @@ def test_every_shipped_spec_loads_and_names_adapters_with_recipes(path: Path) ->
     for adapter in spec.adapters.values():
         recipe = load_recipe((config.workspace_of(path) / adapter).with_suffix(".toml"))
         assert recipe.data == spec.data
-
-
-# Suggestions
-
-
-def test_suggestion_names_the_closest_or_the_first_twenty() -> None:
-    assert config.suggestion("titel", ["title", "brand"]) == "Did you mean 'title'?"
-    assert config.suggestion("userId", ["item_id", "user_id"]) == "Did you mean 'user_id'?"
-    assert config.suggestion("zzz", ["b", "a"]) == "Known: a, b."
-    assert config.suggestion("zzz", []) == "Known: none."
-    numbers = [f"{number:02}" for number in range(20)]
-    assert config.suggestion("zzz", numbers) == f"Known: {', '.join(numbers)}."
-    assert config.suggestion("zzz", [*numbers, "20"]) == f"Known: {', '.join(numbers)}, ..."
 
 
 def test_the_reference_names_every_key() -> None:

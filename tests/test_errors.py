@@ -43,3 +43,13 @@ def test_command_line_exits_with_it(
         cli.main()
     assert caught.value.code == error.exit_code
     assert capsys.readouterr() == ("", "error: what, and where\n")
+
+
+def test_suggestion_names_the_closest_or_the_first_twenty() -> None:
+    assert errors.suggestion("titel", ["title", "brand"]) == "Did you mean 'title'?"
+    assert errors.suggestion("userId", ["item_id", "user_id"]) == "Did you mean 'user_id'?"
+    assert errors.suggestion("zzz", ["b", "a"]) == "Known: a, b."
+    assert errors.suggestion("zzz", []) == "Known: none."
+    numbers = [f"{number:02}" for number in range(20)]
+    assert errors.suggestion("zzz", numbers) == f"Known: {', '.join(numbers)}."
+    assert errors.suggestion("zzz", [*numbers, "20"]) == f"Known: {', '.join(numbers)}, ..."

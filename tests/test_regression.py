@@ -10,10 +10,11 @@ import genrec
 from genrec import adapter as adapters
 from genrec import features
 from genrec.adapter import Adapter
-from genrec.config import Recipe, from_table
+from genrec.config import Recipe
 from genrec.engines.local import LocalEngine
 from genrec.identifiers import Identifiers
 from genrec.regression import RowMap, TrainedTokens, extended_rows, matched_scale
+from genrec.toml import from_table
 from genrec.validation import ValidationSet
 
 

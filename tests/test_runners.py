@@ -198,7 +198,6 @@ CLUSTER = """
 import json, os, sys
 import ray
 from genrec.batch import job_of, output, run, runners
-from genrec.errors import GenrecError
 
 job = json.loads(sys.argv[1])
 runners._start(2)

@@ -344,7 +344,7 @@ def test_no_event_that_is_measured_was_a_target(updated: Path, workspace: Path) 
     old, data = Dataset.load(updated / "data/tiny"), Dataset.load(updated / "data/lora-later")
     before, split = old.split(), data.split()
     fresh = update._fresh(before, split, 0.5)
-    recipe = genrec.config.from_table(
+    recipe = genrec.toml.from_table(
         genrec.config.Recipe, Adapter.load(updated / "adapters/lora-updated").manifest["recipe"], "x"
     )
     adapter = Adapter.load(updated / "adapters/lora-updated")

@@ -26,8 +26,9 @@ from genrec.batch.output import Output, open_output
 from genrec.batch.previous import Previous
 from genrec.batch.shards import Loaded, load, recommend_rows
 from genrec.batch.users import Checked, Survey, Users
-from genrec.config import JOB_PATHS, Job, Thresholds, from_table
+from genrec.config import JOB_PATHS, Job, Thresholds
 from genrec.errors import DataError, GateError, StorageError
+from genrec.toml import from_table
 
 if TYPE_CHECKING:
     from genrec.recommender import Recommender

@@ -21,9 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from genrec.config import suggestion
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, suggestion
 from genrec.readers import tabular
 from genrec.tables import FAULT, VALUE, as_polars
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from genrec import features
-from genrec.config import from_table, suggestion
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
+from genrec.toml import from_table
 
 Bools = NDArray[np.bool_]
 Histories = Sequence[NDArray[np.integer]]

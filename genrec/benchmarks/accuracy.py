@@ -18,10 +18,11 @@ from genrec import base as bases
 from genrec import progress, training
 from genrec.adapter import Adapter
 from genrec.benchmarks import Report, Row, conditions, figure, peak
-from genrec.config import Spec, as_table, load_recipe, override, workspace_of
+from genrec.config import Spec, load_recipe, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError
 from genrec.evaluation import evaluate
+from genrec.toml import as_table, override
 
 
 def accuracy(

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 from genrec.asking import beams_for
 from genrec.batch import run_batch
 from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median, peak
-from genrec.config import suggestion
-from genrec.errors import ConfigError, GenrecError
+from genrec.errors import ConfigError, GenrecError, suggestion
 from genrec.recommender import Recommender
 
 PARTS = ("throughput", "memory")

@@ -30,7 +30,7 @@ from genrec.benchmarks import Clock, Report, Row, catalogue, conditions, figure,
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
-from genrec.errors import AdapterError, ConfigError, PromptError
+from genrec.errors import AdapterError, ConfigError, PromptError, suggestion
 from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 from genrec.tokenization import make_frame, plain_tokenizer
@@ -606,7 +606,7 @@ def decode(
         AdapterError: No such base.
     """
     if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"bench decode: no part {unknown[0]!r}. {config.suggestion(unknown[0], PARTS)}")
+        raise ConfigError(f"bench decode: no part {unknown[0]!r}. {suggestion(unknown[0], PARTS)}")
     if (tokens is None) != (beams is None):
         raise ConfigError("bench decode: --tokens and --beams make a setting together; give both.")
     numbers = {"users": users, "load": load, "repeats": repeats, "threads": threads, "tokens": tokens, "beams": beams}

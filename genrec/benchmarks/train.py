@@ -24,7 +24,7 @@ from genrec.benchmarks.decode import PROMPT, generated_data, load_model
 from genrec.curriculum import HISTORY, Plan, Rows, plan
 from genrec.dataset import Dataset
 from genrec.engines.local import LocalEngine
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
 from genrec.identifiers import Identifiers
 from genrec.options import LORA_DEFAULTS
 from genrec.prompts import Prompt
@@ -672,7 +672,7 @@ def train(
         AdapterError: No such base.
     """
     if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"bench train: no part {unknown[0]!r}. {config.suggestion(unknown[0], PARTS)}")
+        raise ConfigError(f"bench train: no part {unknown[0]!r}. {suggestion(unknown[0], PARTS)}")
     if repeats < 1 or (threads is not None and threads < 1) or minutes <= 0:
         told = f"repeats {repeats}, threads {threads}, minutes {minutes:g}"
         raise ConfigError(f"bench train: {told}: repeats and threads are at least 1, minutes above 0.")

@@ -30,7 +30,8 @@ from genrec.decoding import Beams, Trie
 from genrec.engines import Engine
 from genrec.engines import vllm as engines
 from genrec.engines.local import LocalEngine
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
+from genrec.toml import as_table, from_table, override
 
 PARTS = ("atomic", "semantic")
 """The parts of `genrec bench decode --engine vllm`: identifiers of one token, and of three levels."""
@@ -292,10 +293,10 @@ def vllm_options(assignments: Sequence[str]) -> VllmOptions:
     Raises:
         ConfigError: An unknown key, or a value out of range.
     """
-    table = config.override({}, assignments, "vllm.max_num_seqs=256")
+    table = override({}, assignments, "vllm.max_num_seqs=256")
     if unknown := sorted(table.keys() - {"vllm"}):
         raise ConfigError(f"bench decode: unknown key {unknown[0]!r}. Write vllm.key=value.")
-    return config.from_table(VllmOptions, table.get("vllm", {}), "bench decode: vllm")
+    return from_table(VllmOptions, table.get("vllm", {}), "bench decode: vllm")
 
 
 def decode(
@@ -334,7 +335,7 @@ def decode(
         EngineError: vLLM died or stopped answering.
     """
     if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"bench decode --engine vllm: no part {unknown[0]!r}. {config.suggestion(unknown[0], PARTS)}")
+        raise ConfigError(f"bench decode --engine vllm: no part {unknown[0]!r}. {suggestion(unknown[0], PARTS)}")
     numbers = {"users": users, "load": load, "repeats": repeats, "threads": threads, "tokens": tokens, "beams": beams}
     if any(number is not None and number < 1 for number in numbers.values()):
         told = ", ".join(f"{name} {number}" for name, number in numbers.items() if number is not None)
@@ -360,7 +361,7 @@ def decode(
     given = {
         "engine": "vllm", "model": model, "parts": list(parts), "users": users, "load": load, "repeats": repeats,
         "dtype": dtype, "quick": quick, "tokens": tokens, "beams": list(chosen), "items": items,
-        "options": config.as_table(options),
+        "options": as_table(options),
     }  # fmt: skip
     rows: list[Row] = []
     with (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genrec import progress
-from genrec.config import override, suggestion
-from genrec.errors import ConfigError, UnknownIdError
+from genrec.errors import ConfigError, UnknownIdError, suggestion
+from genrec.toml import override
 
 if TYPE_CHECKING:
     from genrec.prompts import Prompt

@@ -15,9 +15,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import polars as pl
 
-from genrec.config import suggestion
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, suggestion
 from genrec.readers import amazon, recbole
 from genrec.readers.movielens import FETCHABLE, fetch, read_movielens_1m, read_movielens_32m, read_movielens_100k
 from genrec.readers.recbole import export_recbole

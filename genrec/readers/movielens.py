@@ -16,9 +16,8 @@ from pathlib import Path
 
 import polars as pl
 
-from genrec.config import suggestion
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, DataError
+from genrec.errors import ConfigError, DataError, suggestion
 from genrec.files import new_folder
 from genrec.progress import say
 from genrec.readers.tabular import PathLike, Tables, read_file
