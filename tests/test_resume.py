@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from genrec import checkpoints, files, progress, training
 from genrec.errors import ConfigError, GenrecError, StorageError
+from genrec.trainer import Trainer
 
 CHANGES = (
     "dropout=0.2",
@@ -204,7 +205,7 @@ def test_patience_is_kept_and_a_stopped_run_trains_no_more(shop: Path, monkeypat
     assert content(train(shop, "lora", *changes, resume=True)) == content(whole)
     (shop / "adapters" / "killed").rename(shop / "adapters" / "moved")
     interrupt(shop, monkeypatch, 2, *changes)
-    monkeypatch.setattr(training._Trainer, "train", lambda self: pytest.fail("it had stopped"))
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("it had stopped"))
     assert content(train(shop, "lora", *changes, resume=True)) == content(whole)
 
 
@@ -326,14 +327,14 @@ def test_a_changed_data_set_is_refused(shop: Path, monkeypatch: pytest.MonkeyPat
 def test_a_loss_that_is_no_number_leaves_the_newest_good_checkpoint(
     shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = training._Trainer.training_step
+    steps = Trainer.training_step
 
     def poisoned(self: Any, model: Any, *arguments: Any, **options: Any) -> Any:
         if self.state.global_step == 5:
             next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
         return steps(self, model, *arguments, **options)
 
-    monkeypatch.setattr(training._Trainer, "training_step", poisoned)
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
     with pytest.raises(
         GenrecError, match=r"after 5 steps.*step-00000004 holds the last .*--resume training\.learning_rate=0\.001,"
     ):
@@ -341,12 +342,12 @@ def test_a_loss_that_is_no_number_leaves_the_newest_good_checkpoint(
     there = checkpoints.load(shop / "runs" / "killed" / "step-00000004")
     assert all(bool(value.isfinite().all()) for value in there.weights.values())
     assert checkpoints.newest(shop / "runs" / "killed") == shop / "runs" / "killed" / "step-00000004"
-    monkeypatch.setattr(training._Trainer, "training_step", steps)
+    monkeypatch.setattr(Trainer, "training_step", steps)
     train(shop, "lora", "training.learning_rate=0.001", resume=True)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = training._Trainer.training_step
+    steps = Trainer.training_step
 
     def poisoned(self: Any, model: Any, *arguments: Any, **options: Any) -> Any:
         loss = steps(self, model, *arguments, **options)
@@ -354,7 +355,7 @@ def test_weights_that_are_no_numbers_are_not_saved(shop: Path, monkeypatch: pyte
             next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(training._Trainer, "training_step", poisoned)
+    monkeypatch.setattr(Trainer, "training_step", poisoned)
     with pytest.raises(GenrecError, match=r"no finite number any more after 6 steps"):
         train(shop, "lora", "training.gradient_accumulation_steps=1", "validation.steps=4")
     assert checkpoints.newest(shop / "runs" / "killed") == shop / "runs" / "killed" / "step-00000004"

@@ -19,6 +19,7 @@ from genrec import adapter, base, config, tuning
 from genrec.config import Recipe, Tuning
 from genrec.errors import ConfigError
 from genrec.rows import is_rows
+from genrec.trainer import Trainer
 
 VOCABULARY, NEW = 40, torch.tensor([36, 37, 38, 39])
 RECIPE = Recipe("b", "d", (config.Task("p"),), lora={"r": 4})
@@ -201,8 +202,6 @@ def test_the_trainer_leaves_what_qlora_trains_in_float32(folder: Path, tmp_path:
     import datasets
     from trl import SFTConfig, SFTTrainer
 
-    from genrec import training
-
     model = prepared(folder, "qlora")
     steps(model)
     before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -213,7 +212,7 @@ def test_the_trainer_leaves_what_qlora_trains_in_float32(folder: Path, tmp_path:
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = {"ours": training._Trainer, "trl": SFTTrainer}[kind](
+        trainer = {"ours": Trainer, "trl": SFTTrainer}[kind](
             model=model, args=arguments, processing_class=base.train_tokenizer(["a"], 262),
             train_dataset=datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]}),
         )  # fmt: skip

@@ -18,7 +18,7 @@ import transformers
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from genrec import adapter, base, config, progress, training, tuning
+from genrec import adapter, base, config, progress, tuning
 from genrec.benchmarks import CLOCKS, Clock, Report, Row, conditions, figure, interleaved, median
 from genrec.benchmarks.decode import PROMPT, generated_data, load_model
 from genrec.curriculum import HISTORY, Plan, Rows, plan
@@ -30,6 +30,7 @@ from genrec.options import LORA_DEFAULTS
 from genrec.prompts import Prompt
 from genrec.splits import Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, kept_from
+from genrec.trainer import TRL_TRAINER, ready
 from genrec.validation import ValidationSet
 
 PARTS = ("step", "rows", "items", "padding", "accuracy")
@@ -246,14 +247,14 @@ class _Times(transformers.TrainerCallback):
 def _in_trainer(setup: _Setup, build: Callable[[_Setup], Any], rows: Rows, clock: Clock, theirs: bool) -> _Times:
     """A round in genrec's trainer, or in the same with the loss that TRL's own trainer has."""
     times, model = _Times(clock), build(setup)
-    with training.ready(setup.recipe, rows, model, times) as made:
+    with ready(setup.recipe, rows, model, times) as made:
         trainer: Any = made
         own = trainer.compute_loss
 
         def recorded(model: Any, inputs: Any, **options: Any) -> torch.Tensor:
             if theirs:
                 plain = {key: value for key, value in inputs.items() if key not in ("weights", "rows", "tasks")}
-                loss = training.TRL_TRAINER.compute_loss(trainer, model, plain, **options)
+                loss = TRL_TRAINER.compute_loss(trainer, model, plain, **options)
             else:
                 loss = own(model, inputs, **options)
             times.losses.append(loss.detach())
@@ -627,7 +628,7 @@ def _accuracy(setup: _Setup, minutes: float, clock: Clock, users: int) -> list[R
 
         watch = _Timed(60 * minutes, evaluate, clock)
         transformers.set_seed(0)
-        with training.ready(side.recipe, setup.rows(plan_), model, watch, epochs=10_000) as trainer:
+        with ready(side.recipe, setup.rows(plan_), model, watch, epochs=10_000) as trainer:
             watch.schedule(trainer)
             trainer.train()
         setting = (
