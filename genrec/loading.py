@@ -67,20 +67,26 @@ def model_engine(
 
     Raises:
         ConfigError: PyTorch refuses the device, or a CPU has less memory than the weights take; or vLLM is not
-            installed, is of a version that genrec does not support, or takes no such dtype.
+            installed, is of a version that genrec does not support, or takes no such dtype or option.
         AdapterError: The weights cannot be read, or vLLM could not load them as they were trained.
         EngineError: vLLM did not start.
     """
     if engine == "vllm":
-        from genrec.engines.vllm import VllmEngine
+        from genrec.engines.pooled import VllmEngine
         from genrec.vllm_files import write_for_engine
 
         name = str(dtype).removeprefix("torch.")
         if name not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype is {name!r}, and the engine vllm takes float32 or bfloat16.")
+        options, longest = vllm or VllmOptions(), tokenization.max_length
+        if options.max_model_len is not None and options.max_model_len < longest:
+            raise ConfigError(
+                f"vllm.max_model_len is {options.max_model_len}, and prompts of {adapter.path} with an identifier have "
+                f"up to {longest} tokens. Leave it out, or set {longest} or more."
+            )
         folder = workspace_of(adapter.path) / "exports" / "vllm"
         checkpoint, lora = write_for_engine(adapter, tokenization, folder, dtype=name)
-        return VllmEngine(checkpoint, lora, dtype=name, options=vllm or VllmOptions())
+        return VllmEngine(checkpoint, lora, dtype=name, options=options)
     import torch
 
     from genrec.engines.local import LocalEngine

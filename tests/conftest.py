@@ -178,7 +178,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def close(self) -> None:
             self.closed = True
 
-    monkeypatch.setattr("genrec.engines.vllm.VllmEngine", VllmEngine)
+    monkeypatch.setattr("genrec.engines.pooled.VllmEngine", VllmEngine)
     monkeypatch.setattr("genrec.engines.vllm.version", lambda: "0.32.0")
     return made
 

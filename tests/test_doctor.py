@@ -85,6 +85,16 @@ def test_vllm_is_named_or_said_to_be_missing(
     assert ("make vllm-env" in found.advice) is (installed is None)
 
 
+@pytest.mark.parametrize("number", ["0.31.9", "0.33.0"])
+def test_vllm_of_another_version_is_found_out(workspace: Path, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda name: [object()] if name == "vllm" else [])
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: number if name.startswith("vllm") else version(name))
+    found = found_in(workspace)["engine vllm"]
+    assert (found.ok, found.found) == (False, f"vllm {number}")
+    assert f"vllm {number} is installed; genrec takes >=0.32,<0.33" in found.advice
+
+
 def test_folder_that_is_no_workspace_gets_advice(tmp_path: Path) -> None:
     found = found_in(tmp_path)["workspace"]
     assert (found.ok, found.needed, found.advice) == (False, False, "Make one: genrec init DIR")

@@ -28,8 +28,9 @@ from genrec.benchmarks.decode import disagreement, load_model
 from genrec.config import VllmOptions
 from genrec.decoding import Beams, Trie
 from genrec.engines import Engine
-from genrec.engines import vllm as engines
+from genrec.engines import vllm as vllms
 from genrec.engines.local import LocalEngine
+from genrec.engines.pooled import VllmEngine
 from genrec.errors import ConfigError, suggestion
 from genrec.toml import as_table, from_table, override
 
@@ -85,9 +86,9 @@ def start(
         beams: The most that will be asked for.
     """
     write_model(model, folder)
-    engine = engines.VllmEngine(folder, dtype=dtype, options=options)
+    engine = VllmEngine(folder, dtype=dtype, options=options)
     try:
-        with engines.generator(engine, **Peers.arguments(beams)) as (vllm, llm):
+        with vllms.generator(engine.server, **Peers.arguments(beams)) as (vllm, llm):
             yield engine, Peers(vllm, llm)
     finally:
         engine.close()
@@ -340,7 +341,7 @@ def decode(
     if any(number is not None and number < 1 for number in numbers.values()):
         told = ", ".join(f"{name} {number}" for name, number in numbers.items() if number is not None)
         raise ConfigError(f"bench decode: {told}: at least 1.")
-    engines.version()  # Refused here, where it is missing, and not after a model was made.
+    vllms.version()  # Refused here, where it is missing, and not after a model was made.
     cuda = torch.cuda.is_available()
     options = options or VllmOptions()
     if cuda:
@@ -379,5 +380,5 @@ def decode(
     if quick:  # What both engines answer (rows without a unit) must agree all the same.
         rows = [replace(row, goal="", met=None) if row.unit else row for row in rows]
     found = conditions(**given)
-    found["versions"]["vllm"] = engines.version()
+    found["versions"]["vllm"] = vllms.version()
     return Report(found, rows, "decode")

@@ -11,6 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +35,12 @@ from genrec import base, quickstart, training
 from genrec.adapter import Adapter
 from genrec.config import VllmOptions
 from genrec.decoding import Beams, Trie
-from genrec.engines import vllm as engines
+from genrec.engines import pooled
+from genrec.engines import vllm as vllms
+from genrec.engines.head import Head
 from genrec.engines.local import LocalEngine
-from genrec.engines.vllm import VllmEngine
+from genrec.engines.pooled import VllmEngine
+from genrec.engines.vllm import Server
 from genrec.errors import AdapterError, ConfigError, EngineError
 from genrec.recommender import Recommender
 from genrec.vllm_files import write_for_engine
@@ -216,10 +222,57 @@ class TestParity:
     ) -> None:
         """Whatever part of the users fits the prefix cache at a time, and whatever part of the logits the memory."""
         local, served = semantic
+        assert isinstance(served.engine, VllmEngine)
         given = arguments(local, histories)
-        monkeypatch.setattr(engines, "_REQUESTS", 700)
-        monkeypatch.setattr(engines, "_LOGITS", 3 * 400)
+        for module in (pooled, vllms):
+            monkeypatch.setattr(module, "REQUESTS", 700)
+        monkeypatch.setattr(pooled, "_LOGITS", 3 * 400)
+        assert len(list(served.engine._waves(given[0], 50, 3))) > 10
         assert_same(local.engine.beam_search(*given), served.engine.beam_search(*given))
+
+    @pytest.mark.parametrize("kind", ["atomic", "semantic"])
+    def test_logits_that_do_not_fit_come_in_smaller_parts(
+        self, kind: str, request: pytest.FixtureRequest, histories: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        local, served = request.getfixturevalue(kind)
+        given = arguments(local, histories[:30])
+        logits, most = Head.logits, 4
+
+        def short(self: Head, states: torch.Tensor) -> torch.Tensor:
+            if len(states) > most:
+                raise torch.OutOfMemoryError("out of memory")
+            return logits(self, states)
+
+        monkeypatch.setattr(Head, "logits", short)
+        assert_same(local.engine.beam_search(*given), served.engine.beam_search(*given))
+        most = 0
+        with pytest.raises(EngineError, match=r"no memory for the logits of one request.*gpu_memory_utilization"):
+            served.engine.beam_search(*given)
+        most = 1  # The engine lives on.
+        assert_same(local.engine.beam_search(*given), served.engine.beam_search(*given))
+
+    def test_later_steps_find_prompts_in_the_cache(
+        self, semantic: tuple[Recommender, Recommender], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        local, served = semantic
+        assert isinstance(served.engine, VllmEngine)
+        engine, cached = served.engine.server._engines[0], []
+        step = engine.step
+
+        def spying() -> Any:
+            found = step()
+            cached.extend((len(one.prompt_token_ids), one.num_cached_tokens) for one in found)
+            return found
+
+        monkeypatch.setattr(engine, "step", spying)
+        length = local.engine.context - 3  # type: ignore[attr-defined]
+        prompt = np.random.default_rng(3).integers(20, 300, length)
+        served.engine.beam_search([prompt], local.trie, 5)
+        steps = {
+            count: [hit for tokens, hit in cached if tokens == count] for count in (length, length + 1, length + 2)
+        }
+        assert len(steps[length]) == 1
+        assert min(steps[length + 1] + steps[length + 2]) >= length - 32
 
     def test_what_is_written_is_found_again(self, trained: Path, atomic: tuple[Recommender, Recommender]) -> None:
         folder = trained / "exports" / "vllm"
@@ -257,10 +310,13 @@ class TestSharing:
         given = arguments(local, histories)
         first = served.engine.beam_search(*given)
         second = VllmEngine(model, other, options=OPTIONS)
-        assert second._server is served.engine._server
+        assert second.server is served.engine.server
         found = second.beam_search(*given)
         assert_same(expected.beam_search(*given), found)
         assert np.abs(found.scores - first.scores).max() > 1e-2  # The LoRA does something.
+        with pytest.raises(AdapterError, match="is no LoRA that vLLM takes"):
+            VllmEngine(model, broken_lora(lora, tmp_path / "broken"), options=OPTIONS)
+        assert second.server.users == 2
         second.close()
         second.close()  # Once more does nothing.
         with pytest.raises(EngineError, match="was closed"):
@@ -271,14 +327,91 @@ class TestSharing:
         """A broken prompt ends its call; the requests that were under way with it do not turn up in the next one."""
         prompts, table = random_prompts(1, 40), random_catalogue(1, 30)
         whole = contract_engine.beam_search(prompts, Trie.build(table), 5)
-        weight = contract_engine._server.head.weight
+        weight = contract_engine.server.head.weight
         try:
-            contract_engine._server.head.weight = torch.full_like(weight, torch.nan)
+            contract_engine.server.head.weight = torch.full_like(weight, torch.nan)
             with pytest.raises(Exception, match="logits are not finite"):
                 contract_engine.beam_search(prompts, Trie.build(np.arange(50)[:, None]), 5)
         finally:
-            contract_engine._server.head.weight = weight
+            contract_engine.server.head.weight = weight
         np.testing.assert_array_equal(contract_engine.beam_search(prompts, Trie.build(table), 5).items, whole.items)
+
+    def test_adapters_of_one_base_share_an_engine(self, trained: Path, atomic: tuple[Recommender, Recommender]) -> None:
+        again = Recommender.load(trained / "adapters" / "lora", engine="vllm", vllm=OPTIONS)
+        assert isinstance(again.engine, VllmEngine)
+        assert isinstance(atomic[1].engine, VllmEngine)
+        assert again.engine.server is atomic[1].engine.server
+        again.close()
+        assert atomic[1].engine.server.broken is None
+
+    def test_an_engine_holds_loras_of_its_rank_and_below(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        def start(self: Server, *key: Any) -> None:
+            self.key, self.users, self.broken = key, 0, None  # type: ignore[assignment]
+
+        monkeypatch.setattr(Server, "__init__", start)
+        monkeypatch.setattr(Server, "_running", {})
+        first = Server.shared(tmp_path, 16, "float32", OPTIONS)
+        assert Server.shared(tmp_path, 8, "float32", OPTIONS) is first
+        assert Server.shared(tmp_path, 32, "float32", OPTIONS) is not first
+        assert Server.shared(tmp_path, 8, "bfloat16", OPTIONS) is not first
+        assert Server.shared(tmp_path / "other", 8, "float32", OPTIONS) is not first
+        assert first.users == 2
+        first.broken = "it died"
+        assert Server.shared(tmp_path, 8, "float32", OPTIONS) is not first
+
+
+class TestOptions:
+    """Each starts an engine of its own."""
+
+    def left(self) -> set[str]:
+        found = [Path(tempfile.gettempdir()).glob("genrec-engine-*"), Path("/dev/shm").glob("psm_*")]
+        return {str(path) for paths in found for path in paths}
+
+    def test_two_copies_in_bfloat16(
+        self, trained: Path, histories: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Users are shared out, the second copy too has work, and nothing is left of either."""
+        before = self.left()
+        options = replace(OPTIONS, data_parallel_size=2)
+        local = Recommender.load(trained / "adapters" / "lora", dtype="bfloat16")
+        served = Recommender.load(trained / "adapters" / "lora", engine="vllm", dtype="bfloat16", vllm=options)
+        assert isinstance(served.engine, VllmEngine)
+        assert served.engine.server.head.weight.dtype == torch.bfloat16
+        counts = [0, 0]
+        for copy, engine in enumerate(served.engine.server._engines):
+            monkeypatch.setattr(engine, "step", counting(engine.step, counts, copy))
+        given = arguments(local, histories)
+        expected, found = local.engine.beam_search(*given), served.engine.beam_search(*given)
+        assert counts == [USERS // 2, USERS // 2]
+        assert np.abs(found.scores - expected.scores)[expected.items == found.items].mean() < 0.05
+        same = [len({*a} & {*b}) / 10 for a, b in zip(expected.items[:, :10], found.items[:, :10], strict=True)]
+        assert np.mean(same) > 0.9
+        served.close()
+        assert self.left() <= before
+
+    def test_closed_during_a_call(self, checkpoint: Path) -> None:
+        """The call ends with an error, the program goes on, and a new engine of the same kind can be had."""
+        engine, raised = VllmEngine(checkpoint, options=replace(OPTIONS, max_num_seqs=4)), []
+        processes = list(engine.server.processes.all)
+
+        def ask() -> None:
+            try:
+                while True:
+                    engine.beam_search(random_prompts(1, 300), Trie.build(random_catalogue(1, 30)), 20)
+            except EngineError as error:
+                raised.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(1.5)
+        engine.close()
+        asking.join(60)
+        assert raised == ["this engine was closed. Load the adapter again."]
+        assert gone(processes)
+
+    def test_a_start_without_end(self, checkpoint: Path) -> None:
+        with pytest.raises(EngineError, match=r"did not start within 0.5 seconds .*Raise vllm.timeout"):
+            VllmEngine(checkpoint, options=replace(OPTIONS, timeout=0.5))
 
 
 class TestRefusals:
@@ -292,7 +425,7 @@ class TestRefusals:
             VllmEngine(checkpoint, options=replace(OPTIONS, quantization="no such thing"))
 
     def test_a_version_that_is_not_supported(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engines.metadata, "version", lambda _: "0.31.2")
+        monkeypatch.setattr(vllms.metadata, "version", lambda _: "0.31.2")
         with pytest.raises(ConfigError, match=r"vllm 0.31.2 is installed; genrec takes >=0.32,<0.33.*make vllm-env"):
             VllmEngine(checkpoint)
 
@@ -305,7 +438,7 @@ class TestRefusals:
         (checkpoint / "export.json").write_text(json.dumps({"probe": probe}))
         try:
             with pytest.raises(AdapterError, match="from those of plain forwards"):
-                contract_engine._server._check(checkpoint, "float32")
+                contract_engine.server._check(checkpoint, "float32")
         finally:
             (checkpoint / "export.json").unlink()
 
@@ -313,12 +446,30 @@ class TestRefusals:
 ORPHAN = """
 import os, signal, sys
 from genrec.config import VllmOptions
-from genrec.engines.vllm import VllmEngine
+from genrec.engines.pooled import VllmEngine
 if __name__ == "__main__":
     engine = VllmEngine(sys.argv[1], options=VllmOptions(max_num_seqs=8, max_num_batched_tokens=2048))
-    print(*(process.pid for process in engine._server._processes), flush=True)
+    print(*(process.pid for process in engine.server.processes.all), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def broken_lora(lora: Path, folder: Path) -> Path:
+    """A copy of a LoRA whose matrices fit no layer."""
+    shutil.copytree(lora, folder)
+    weights = load_file(lora / "adapter_model.safetensors")
+    cut = {key: value[:, :5].contiguous() if ".lora_A." in key else value for key, value in weights.items()}
+    save_file(cut, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def counting(step: Any, counts: list[int], copy: int) -> Any:
+    def counted() -> Any:
+        found = step()
+        counts[copy] += len(found)
+        return found
+
+    return counted
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -330,7 +481,7 @@ class TestFaults:
 
     def ask(self, engine: VllmEngine, match: str) -> None:
         """One clear error, at once and again, and no process."""
-        processes = list(engine._server._processes)
+        processes = list(engine.server.processes.all)
         assert len(processes) >= 2
         for _ in range(2):
             with pytest.raises(EngineError, match=match) as raised:
@@ -340,20 +491,20 @@ class TestFaults:
         engine.close()
 
     def test_a_killed_engine(self, contract_engine: VllmEngine) -> None:
-        contract_engine._server._processes[0].send_signal(signal.SIGKILL)
+        contract_engine.server.processes.all[0].send_signal(signal.SIGKILL)
         self.ask(contract_engine, "died: .*lower vllm.gpu_memory_utilization")
 
     def test_a_killed_worker(self, semantic: tuple[Recommender, Recommender]) -> None:
         engine = semantic[1].engine
         assert isinstance(engine, VllmEngine)
-        engine._server._processes[-1].send_signal(signal.SIGKILL)
+        engine.server.processes.all[-1].send_signal(signal.SIGKILL)
         self.ask(engine, "died: ")
 
     def test_a_stalled_engine(self, atomic: tuple[Recommender, Recommender]) -> None:
         engine = atomic[1].engine
         assert isinstance(engine, VllmEngine)
-        engine._server.options = replace(engine.options, timeout=2.0)
-        for process in engine._server._processes:
+        engine.server.options = replace(engine.options, timeout=2.0)
+        for process in engine.server.processes.all:
             process.suspend()
         self.ask(engine, "finished no request for 2 seconds .*raise vllm.timeout")
 
