@@ -229,7 +229,7 @@ class VllmOptions:
         max_num_seqs: Requests that are in work at once; unset: as vLLM chooses.
         max_num_batched_tokens: Tokens of one step, over all requests; unset: as vLLM chooses.
         block_size: Tokens of a block of the prefix cache; unset: the smallest that the machine takes.
-        timeout: Seconds without any finished request after which the engine is given up.
+        timeout: Seconds without any finished request, or for the start, after which the engine is given up.
     """
 
     tensor_parallel_size: int = 1

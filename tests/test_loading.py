@@ -51,6 +51,14 @@ def test_vllm_that_is_not_installed_is_one_message_with_the_next_command(
     assert not Path("exports").exists()
 
 
+def test_vllm_is_not_started_with_less_room_than_a_prompt_takes(inside: Path, vllm: list[Any]) -> None:
+    path = inside / "adapters" / "lora"
+    with pytest.raises(ConfigError, match=r"vllm\.max_model_len is 63, and prompts of .*lora .* up to 64 tokens"):
+        Recommender.load(path, engine="vllm", vllm=VllmOptions(max_model_len=63))
+    assert not vllm
+    Recommender.load(path, engine="vllm", vllm=VllmOptions(max_model_len=64))
+
+
 def test_vllm_is_given_what_it_takes(inside: Path, vllm: list[Any]) -> None:
     path, options = inside / "adapters" / "lora", VllmOptions(max_num_seqs=8)
     dummy = Recommender.load(path, engine="dummy")
