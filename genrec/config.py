@@ -440,6 +440,28 @@ def check_vllm_device(device: object) -> None:
         )
 
 
+def vllm_options(engine: str, assignments: Iterable[str], where: str) -> VllmOptions:
+    """How vLLM runs, from ``vllm.key=value`` assignments alone.
+
+    Raises:
+        ConfigError: Another key, a value out of range, or vLLM is not the engine.
+    """
+    assignments = list(assignments)
+    check_vllm_assignments(engine, assignments, where)
+    table = override({}, assignments, "vllm.max_num_seqs=256")
+    if unknown := sorted(table.keys() - {"vllm"}):
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}. Write vllm.key=value.")
+    return from_table(VllmOptions, table.get("vllm", {}), f"{where}: vllm")
+
+
+def check_vllm_assignments(engine: str, assignments: Iterable[str], where: str) -> None:
+    """Refuse ``vllm.key=value`` on a command line where another engine would leave it without effect."""
+    told = [assignment for assignment in assignments if assignment.startswith("vllm.")]
+    if told and engine != "vllm":
+        raise ConfigError(f"{where}: {told[0]} says how vLLM runs, and the engine is {engine!r}. Pass --engine vllm, "
+                          "or leave it out.")  # fmt: skip
+
+
 def load_recipe(path: Path, assignments: Iterable[str] = ()) -> Recipe:
     """The recipe in a TOML file, with ``key=value`` assignments on top."""
     return from_table(Recipe, override(read_toml(path), assignments), str(path))
@@ -447,7 +469,10 @@ def load_recipe(path: Path, assignments: Iterable[str] = ()) -> Recipe:
 
 def load_spec(path: Path, assignments: Iterable[str] = ()) -> Spec:
     """The evaluation spec in a TOML file, with ``key=value`` assignments on top."""
-    return from_table(Spec, override(read_toml(path), assignments), str(path))
+    assignments = list(assignments)
+    spec = from_table(Spec, override(read_toml(path), assignments), str(path))
+    check_vllm_assignments(spec.engine, assignments, str(path))
+    return spec
 
 
 def load_job(path: Path | None, changes: Mapping[str, Any], assignments: Iterable[str] = ()) -> Job:
@@ -459,7 +484,10 @@ def load_job(path: Path | None, changes: Mapping[str, Any], assignments: Iterabl
     for key in JOB_PATHS:
         if path is not None and isinstance(table.get(key), str):
             table[key] = os.path.relpath(workspace_of(path) / table[key])
-    return from_table(Job, override({**table, **changes}, assignments), "job" if path is None else str(path))
+    where, assignments = "job" if path is None else str(path), list(assignments)
+    job = from_table(Job, override({**table, **changes}, assignments), where)
+    check_vllm_assignments(job.engine, assignments, where)
+    return job
 
 
 def workspace_of(path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from genrec.benchmarks import Report
+from genrec.config import vllm_options
 from genrec.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -56,7 +57,7 @@ def decode(
         vllm.check(device, clock, data)
         report = vllm.decode(
             model, parts=part or vllm.PARTS, users=users, load=load, threads=threads, repeats=repeats, dtype=dtype,
-            quick=quick, tokens=tokens, beams=beams, options=vllm.vllm_options(assignments or []),
+            quick=quick, tokens=tokens, beams=beams, options=vllm_options("vllm", assignments or [], "bench decode"),
         )  # fmt: skip
         return report, json_, report.save(out, "decode-vllm") if out is not None else []
     if assignments:

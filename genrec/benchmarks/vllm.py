@@ -32,7 +32,7 @@ from genrec.engines import vllm as vllms
 from genrec.engines.local import LocalEngine
 from genrec.engines.pooled import VllmEngine
 from genrec.errors import ConfigError, suggestion
-from genrec.toml import as_table, from_table, override
+from genrec.toml import as_table
 
 PARTS = ("atomic", "semantic")
 """The parts of `genrec bench decode --engine vllm`: identifiers of one token, and of three levels."""
@@ -286,18 +286,6 @@ def check(device: str, clock: Clock, data: Path | None) -> None:
     for told, given in (("--clock cpu", clock != "wall"), ("--data", data is not None)):
         if given:
             raise ConfigError(f"bench decode: {told} goes with --engine local. Leave it out beside --engine vllm.")
-
-
-def vllm_options(assignments: Sequence[str]) -> VllmOptions:
-    """How vLLM runs, from ``vllm.key=value`` assignments.
-
-    Raises:
-        ConfigError: An unknown key, or a value out of range.
-    """
-    table = override({}, assignments, "vllm.max_num_seqs=256")
-    if unknown := sorted(table.keys() - {"vllm"}):
-        raise ConfigError(f"bench decode: unknown key {unknown[0]!r}. Write vllm.key=value.")
-    return from_table(VllmOptions, table.get("vllm", {}), "bench decode: vllm")
 
 
 def decode(

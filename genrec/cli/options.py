@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genrec import progress
+from genrec.config import check_vllm_device, vllm_options
 from genrec.errors import ConfigError, UnknownIdError, suggestion
 from genrec.toml import override
 
@@ -39,6 +40,7 @@ Context = Annotated[
 EngineName = Annotated[
     Literal["local", "vllm", "dummy"], typer.Option(help="local, vllm; or dummy, pseudo-random items.")
 ]
+HowVllm = Annotated[list[str] | None, typer.Argument(help="How vLLM runs: vllm.max_num_seqs=64, ...")]
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
@@ -58,19 +60,23 @@ def item_ids(text: str) -> list[str]:
 
 
 def asked(
-    command: str, adapter: Path, user: str | None, history: str | None, data: Path | None, **options: Any
-) -> tuple[Recommender, list[str], dict[str, Any] | None]:
+    command: str, adapter: Path, user: str | None, history: str | None, data: Path | None, *,
+    engine: Literal["local", "vllm", "dummy"], vllm: list[str] | None, device: str, **options: Any,
+) -> tuple[Recommender, list[str], dict[str, Any] | None]:  # fmt: skip
     """A recommender, loaded with ``options``, and what it is asked: a history, and the columns of its user.
 
     Raises:
         ConfigError: Not one of ``--user`` and ``--history``, as ``command`` takes.
         UnknownIdError: No such user.
     """
-    from genrec.recommender import Recommender
-
     if (user is None) == (history is None):
         raise ConfigError(f"{command} takes one of --user and --history.")
-    recommender = Recommender.load(adapter, **options)
+    how = vllm_options(engine, vllm or (), command)
+    if engine == "vllm":
+        check_vllm_device(device)
+    from genrec.recommender import Recommender  # All that is wrong with the options is told before this loads PyTorch.
+
+    recommender = Recommender.load(adapter, engine=engine, vllm=how, device=device, **options)
     if user is None:
         return recommender, item_ids(history or ""), None
     try:

@@ -17,6 +17,7 @@ from genrec.cli.options import (
     Dtype,
     EngineName,
     History,
+    HowVllm,
     Json,
     KeepSeen,
     NumBeams,
@@ -35,6 +36,7 @@ from genrec.cli.output import print_json, print_table
 
 def recommend(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    vllm: HowVllm = None,
     user: User = None,
     history: History = None,
     data: UsersData = None,
@@ -55,7 +57,7 @@ def recommend(
     """The best items for one user or history."""
     recommender, items, row = asked(
         "recommend", adapter, user, history, data,
-        engine=engine, device=device, dtype=dtype, prompt=prompt, untrained=untrained,
+        engine=engine, vllm=vllm, device=device, dtype=dtype, prompt=prompt, untrained=untrained,
     )  # fmt: skip
     found = recommender.recommend(
         [items], k, users=[row], contexts=[context_of(context, recommender.adapter.prompt)], num_beams=num_beams,

@@ -18,6 +18,7 @@ from genrec.cli.options import (
     Dtype,
     EngineName,
     History,
+    HowVllm,
     Json,
     KeepSeen,
     NumBeams,
@@ -42,6 +43,7 @@ _READ_AT_MOST = 600  # Characters of the prompt that the table shows at its begi
 def why(
     adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
     item: Annotated[str, typer.Option(help="The item id asked about.")],
+    vllm: HowVllm = None,
     user: User = None,
     history: History = None,
     data: UsersData = None,
@@ -63,7 +65,7 @@ def why(
     """Why an item is in a list, or is not: prompt, search level by level, exact rank, and what each event does."""
     recommender, items, row = asked(
         "why", adapter, user, history, data,
-        engine=engine, device=device, dtype=dtype, prompt=prompt, untrained=untrained,
+        engine=engine, vllm=vllm, device=device, dtype=dtype, prompt=prompt, untrained=untrained,
     )  # fmt: skip
     found = recommender.why(
         items, item, user=row, context=context_of(context, recommender.adapter.prompt), k=k, num_beams=num_beams,

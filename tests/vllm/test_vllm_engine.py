@@ -1,6 +1,6 @@
 """The engine ``vllm`` for real, on a CPU: it keeps the contract of engines, has local's numbers, and fails in order.
 
-Starting vLLM takes most of the time, so tests share what runs, and the last class ends it.
+Starting vLLM takes most of the time, so tests share what runs; ``TestFaults`` ends it.
 """
 
 from __future__ import annotations
@@ -360,60 +360,6 @@ class TestSharing:
         assert Server.shared(tmp_path, 8, "float32", OPTIONS) is not first
 
 
-class TestOptions:
-    """Each starts an engine of its own."""
-
-    def left(self) -> set[str]:
-        found = [Path(tempfile.gettempdir()).glob("genrec-engine-*"), Path("/dev/shm").glob("psm_*")]
-        return {str(path) for paths in found for path in paths}
-
-    def test_two_copies_in_bfloat16(
-        self, trained: Path, histories: list[list[str]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Users are shared out, the second copy too has work, and nothing is left of either."""
-        before = self.left()
-        options = replace(OPTIONS, data_parallel_size=2)
-        local = Recommender.load(trained / "adapters" / "lora", dtype="bfloat16")
-        served = Recommender.load(trained / "adapters" / "lora", engine="vllm", dtype="bfloat16", vllm=options)
-        assert isinstance(served.engine, VllmEngine)
-        assert served.engine.server.head.weight.dtype == torch.bfloat16
-        counts = [0, 0]
-        for copy, engine in enumerate(served.engine.server._engines):
-            monkeypatch.setattr(engine, "step", counting(engine.step, counts, copy))
-        given = arguments(local, histories)
-        expected, found = local.engine.beam_search(*given), served.engine.beam_search(*given)
-        assert counts == [USERS // 2, USERS // 2]
-        assert np.abs(found.scores - expected.scores)[expected.items == found.items].mean() < 0.05
-        same = [len({*a} & {*b}) / 10 for a, b in zip(expected.items[:, :10], found.items[:, :10], strict=True)]
-        assert np.mean(same) > 0.9
-        served.close()
-        assert self.left() <= before
-
-    def test_closed_during_a_call(self, checkpoint: Path) -> None:
-        """The call ends with an error, the program goes on, and a new engine of the same kind can be had."""
-        engine, raised = VllmEngine(checkpoint, options=replace(OPTIONS, max_num_seqs=4)), []
-        processes = list(engine.server.processes.all)
-
-        def ask() -> None:
-            try:
-                while True:
-                    engine.beam_search(random_prompts(1, 300), Trie.build(random_catalogue(1, 30)), 20)
-            except EngineError as error:
-                raised.append(str(error))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        time.sleep(1.5)
-        engine.close()
-        asking.join(60)
-        assert raised == ["this engine was closed. Load the adapter again."]
-        assert gone(processes)
-
-    def test_a_start_without_end(self, checkpoint: Path) -> None:
-        with pytest.raises(EngineError, match=r"did not start within 0.5 seconds .*Raise vllm.timeout"):
-            VllmEngine(checkpoint, options=replace(OPTIONS, timeout=0.5))
-
-
 class TestRefusals:
     def test_heads_that_a_cpu_does_not_take(self, tmp_path: Path) -> None:
         hf.LlamaForCausalLM(hf.LlamaConfig(**_COMMON)).save_pretrained(tmp_path)
@@ -522,6 +468,60 @@ class TestFaults:
             except psutil.NoSuchProcess:
                 continue
             assert process.status() == psutil.STATUS_ZOMBIE or gone([process])
+
+
+class TestOptions:
+    """Each starts an engine of its own; those that were shared have ended."""
+
+    def left(self) -> set[str]:
+        found = [Path(tempfile.gettempdir()).glob("genrec-engine-*"), Path("/dev/shm").glob("psm_*")]
+        return {str(path) for paths in found for path in paths}
+
+    def test_two_copies_in_bfloat16(
+        self, trained: Path, histories: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Users are shared out, the second copy too has work, and nothing is left of either."""
+        before = self.left()
+        options = replace(OPTIONS, data_parallel_size=2)
+        local = Recommender.load(trained / "adapters" / "lora", dtype="bfloat16")
+        served = Recommender.load(trained / "adapters" / "lora", engine="vllm", dtype="bfloat16", vllm=options)
+        assert isinstance(served.engine, VllmEngine)
+        assert served.engine.server.head.weight.dtype == torch.bfloat16
+        counts = [0, 0]
+        for copy, engine in enumerate(served.engine.server._engines):
+            monkeypatch.setattr(engine, "step", counting(engine.step, counts, copy))
+        given = arguments(local, histories)
+        expected, found = local.engine.beam_search(*given), served.engine.beam_search(*given)
+        assert counts == [USERS // 2, USERS // 2]
+        assert np.abs(found.scores - expected.scores)[expected.items == found.items].mean() < 0.05
+        same = [len({*a} & {*b}) / 10 for a, b in zip(expected.items[:, :10], found.items[:, :10], strict=True)]
+        assert np.mean(same) > 0.9
+        served.close()
+        assert self.left() <= before
+
+    def test_closed_during_a_call(self, checkpoint: Path) -> None:
+        """The call ends with an error, the program goes on, and a new engine of the same kind can be had."""
+        engine, raised = VllmEngine(checkpoint, options=replace(OPTIONS, max_num_seqs=4)), []
+        processes = list(engine.server.processes.all)
+
+        def ask() -> None:
+            try:
+                while True:
+                    engine.beam_search(random_prompts(1, 300), Trie.build(random_catalogue(1, 30)), 20)
+            except EngineError as error:
+                raised.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(1.5)
+        engine.close()
+        asking.join(60)
+        assert raised == ["this engine was closed. Load the adapter again."]
+        assert gone(processes)
+
+    def test_a_start_without_end(self, checkpoint: Path) -> None:
+        with pytest.raises(EngineError, match=r"did not start within 0.5 seconds .*Raise vllm.timeout"):
+            VllmEngine(checkpoint, options=replace(OPTIONS, timeout=0.5))
 
 
 @pytest.mark.slow
