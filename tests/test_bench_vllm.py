@@ -186,7 +186,7 @@ def test_a_run_measures_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         yield LocalEngine(made), benchmark.Peers(package(), Llm(catalogue(60, 3, 8, 1060)))
 
     monkeypatch.setattr(benchmark, "start", start)
-    monkeypatch.setattr(benchmark.engines, "version", lambda: "0.32.9")
+    monkeypatch.setattr(benchmark.vllms, "version", lambda: "0.32.9")
     options = VllmOptions(max_num_seqs=7)
     report = benchmark.decode(
         "random-small", parts=["semantic"], users=2, load=3, repeats=1, quick=True, options=options
