@@ -30,7 +30,9 @@ from genrec.adapter import Adapter
 from genrec.benchmarks import accuracy as accuracy_benchmark
 from genrec.benchmarks import batch as batch_benchmark
 from genrec.benchmarks import decode as benchmarks
+from genrec.benchmarks import materials, peers, timed
 from genrec.benchmarks import prompts as prompt_benchmark
+from genrec.benchmarks import rows as row_shapes
 from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
 from genrec.cli import app
@@ -101,7 +103,7 @@ def test_refuses_what_it_does_not_know() -> None:
 
 
 def test_the_prompt_is_the_shipped_one() -> None:
-    shipped, own = Prompt.load(ROOT / "prompts" / "next_item.jinja"), Prompt.parse(benchmarks.PROMPT, "own")
+    shipped, own = Prompt.load(ROOT / "prompts" / "next_item.jinja"), Prompt.parse(materials.PROMPT, "own")
     assert shipped.render("user") == own.render("user")
     assert shipped.blocks == own.blocks
 
@@ -125,18 +127,18 @@ def test_slow_calls_are_not_repeated_beyond_patience(monkeypatch: pytest.MonkeyP
 
 def test_random_model_has_the_sizes_of_smollm2() -> None:
     with torch.device("meta"):
-        made = benchmarks.load_model("random-135m", device="meta")
+        made = materials.load_model("random-135m", device="meta")
     assert sum(parameter.numel() for parameter in made.parameters()) == 134_515_008
 
 
 def test_catalogue_is_distinct() -> None:
-    table = benchmarks.catalogue(60, 2, 8, 100)
+    table = common.catalogue(60, 2, 8, 100)
     assert len(np.unique(table, axis=0)) == 60
     assert table[:, 0].min() >= 100
     assert table[:, 1].min() >= 108
     assert table.max() < 116
     with pytest.raises(ConfigError, match="65 items need more than 2 levels of 8 codes"):
-        benchmarks.catalogue(65, 2, 8, 100)
+        common.catalogue(65, 2, 8, 100)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -144,7 +146,7 @@ def test_floor_in_closed_form(tied: bool) -> None:
     made = model(tied=tied)
     body = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32)
     assert benchmarks.operations(made) == (body, 40 * 16)
-    table = benchmarks.catalogue(30, 3, 5, 3)
+    table = common.catalogue(30, 3, 5, 3)
     first, second = len(np.unique(table[:, :1], axis=0)), len(np.unique(table[:, :2], axis=0))
     fed = min(4, first) + min(4, second)
     expected = 1 + fed * (body + 640) / (10 * body + 640)
@@ -155,23 +157,23 @@ def test_floor_in_closed_form(tied: bool) -> None:
 def test_floor_of_the_settings() -> None:
     """What the figures are held against: SmolLM2-135M, 12,000 items of 4 codes."""
     with torch.device("meta"):
-        made = benchmarks.load_model("random-135m", device="meta")
-    trie = Trie.build(benchmarks.catalogue(12_000, 4, 256, 0))
+        made = materials.load_model("random-135m", device="meta")
+    trie = Trie.build(common.catalogue(12_000, 4, 256, 0))
     floors = [benchmarks.floor(made, length, trie, beams) for length, beams in benchmarks.SETTINGS]
     assert floors == pytest.approx([1.75, 1.95], abs=0.02)
 
 
 def test_both_peers_answer_like_the_engine() -> None:
-    made, table = model(), benchmarks.catalogue(80, 3, 6, 3)
+    made, table = model(), common.catalogue(80, 3, 6, 3)
     trie, rng = Trie.build(table), np.random.default_rng(0)
     prompts = [rng.integers(3, 40, size=7) for _ in range(3)]
     found = LocalEngine(made).beam_search(prompts, trie, 6)
-    mask = hf.LogitsProcessorList([benchmarks.TrieMask(trie, 7)])
-    masked = benchmarks.generate(made, prompts, table, 6, logits_processor=mask)
-    after = benchmarks.prefix_function(table, 7)
-    function = benchmarks.generate(made, prompts, table, 6, prefix_allowed_tokens_fn=after)
+    mask = hf.LogitsProcessorList([peers.TrieMask(trie, 7)])
+    masked = peers.generate(made, prompts, table, 6, logits_processor=mask)
+    after = peers.prefix_function(table, 7)
+    function = peers.generate(made, prompts, table, 6, prefix_allowed_tokens_fn=after)
     for peer in (masked, function):
-        assert benchmarks.disagreement(found, peer, 1e-4)[0] == 0
+        assert peers.disagreement(found, peer, 1e-4)[0] == 0
         np.testing.assert_allclose(found.scores, peer.scores, atol=1e-4)
 
 
@@ -179,8 +181,8 @@ def test_disagreement_forgives_ties_only() -> None:
     one = Beams(np.array([[1, 2, 3]], dtype=np.int32), np.array([[-1.0, -1.00001, -3.0]], dtype=np.float32), [None])
     swapped = Beams(np.array([[2, 1, 3]], dtype=np.int32), one.scores[:, [0, 1, 2]], [None])
     other = Beams(np.array([[1, 2, 4]], dtype=np.int32), np.array([[-1.0, -1.0, -2.5]], dtype=np.float32), [None])
-    assert benchmarks.disagreement(one, swapped, 1e-3) == (0, 0.0)
-    assert benchmarks.disagreement(one, other, 1e-3) == (1, pytest.approx(0.5))
+    assert peers.disagreement(one, swapped, 1e-3) == (0, 0.0)
+    assert peers.disagreement(one, other, 1e-3) == (1, pytest.approx(0.5))
 
 
 def test_trie_benchmark_runs_and_is_written(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_trie_benchmark_runs_and_is_written(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> train_benchmark._Setup:
-    log = train_benchmark.random_log(12, 30, 4, 20)
+    log = materials.random_log(12, 30, 4, 20)
     size = train_benchmark.Size("tiny", width=16, layers=1, max_length=24, batch=4, steps=2)
     return train_benchmark._setup(size, log, tmp_path_factory.mktemp("train"))
 
@@ -242,7 +244,7 @@ def test_training_refuses_what_it_does_not_know() -> None:
 
 def test_a_row_per_target_trains_the_same_items_one_by_one(small: train_benchmark._Setup) -> None:
     made = small.whole()
-    whole, single = small.rows(made), small.rows(type(made)(train_benchmark.per_target(made, small), []))
+    whole, single = small.rows(made), small.rows(type(made)(row_shapes.per_target(made, small), []))
     targets = [whole.row(number).labels for number in range(len(whole))]
     labels = [single.row(number).labels for number in range(len(single))]
     assert [int(row[row >= 0][0]) for row in labels] == [int(label) for row in targets for label in row[row >= 0]]
@@ -256,32 +258,32 @@ def test_a_row_per_target_trains_the_same_items_one_by_one(small: train_benchmar
 
 def test_batches_by_budget_hold_rows_of_one_length_and_no_row_twice() -> None:
     lengths = np.random.default_rng(1).integers(3, 40, size=200)
-    batches = train_benchmark.by_budget(lengths, 100, 10_000)
+    batches = row_shapes.by_budget(lengths, 100, 10_000)
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     assert all(len(batch) * lengths[batch].max() <= 100 for batch in batches)
-    assert train_benchmark.padding(np.concatenate([lengths[batch] for batch in batches]), 1) == 0
-    assert [len(batch) for batch in train_benchmark.by_budget(np.array([200, 300]), 100, 9)] == [1, 1]
+    assert row_shapes.padding(np.concatenate([lengths[batch] for batch in batches]), 1) == 0
+    assert [len(batch) for batch in row_shapes.by_budget(np.array([200, 300]), 100, 9)] == [1, 1]
 
 
 def test_padding_in_closed_form() -> None:
-    assert train_benchmark.padding(np.array([2, 4, 1, 1, 6]), 2) == pytest.approx(1 - 14 / (8 + 2 + 6))
+    assert row_shapes.padding(np.array([2, 4, 1, 1, 6]), 2) == pytest.approx(1 - 14 / (8 + 2 + 6))
 
 
 def test_packs_hold_every_row_once_and_no_more_than_their_room() -> None:
     lengths = np.array([5, 9, 3, 3, 1, 10])
-    packs = train_benchmark.packed(lengths, 10)
+    packs = row_shapes.packed(lengths, 10)
     assert packs == [[5], [1, 4], [0, 2], [3]]
 
 
 def test_a_pack_has_the_loss_and_gradient_of_its_rows(small: train_benchmark._Setup) -> None:
     rows = small.rows(small.whole())
     lengths = [len(rows.row(number).ids) for number in range(6)]
-    packs = train_benchmark.packed(np.array(lengths), 48)
+    packs = row_shapes.packed(np.array(lengths), 48)
     assert len(packs) < 6
     gradients = []
     for batch in (
         [train_benchmark._tensors(rows, range(6), small.pad)],
-        [train_benchmark.pack(rows, packs, small.pad)],
+        [row_shapes.pack(rows, packs, small.pad)],
     ):
         small.model.zero_grad()
         loss = train_benchmark.knowing_loss(small.model, batch[0])
@@ -300,12 +302,12 @@ def test_both_plain_losses_are_one(small: train_benchmark._Setup) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    assert train_benchmark.rate_at(0.0) == 0.01
-    assert train_benchmark.rate_at(0.025) == pytest.approx(0.5)
-    assert train_benchmark.rate_at(0.05) == pytest.approx(1.0)
-    assert train_benchmark.rate_at(0.525) == pytest.approx(0.5)
-    assert train_benchmark.rate_at(1.0) == pytest.approx(0.0)
-    assert train_benchmark.rate_at(1.3) == pytest.approx(0.0)
+    assert timed.rate_at(0.0) == 0.01
+    assert timed.rate_at(0.025) == pytest.approx(0.5)
+    assert timed.rate_at(0.05) == pytest.approx(1.0)
+    assert timed.rate_at(0.525) == pytest.approx(0.5)
+    assert timed.rate_at(1.0) == pytest.approx(0.0)
+    assert timed.rate_at(1.3) == pytest.approx(0.0)
 
 
 def test_time_is_over_when_it_is_over_and_validation_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +318,7 @@ def test_time_is_over_when_it_is_over_and_validation_takes_none(monkeypatch: pyt
         now[0] += 100
         return {"ndcg@10": now[0]}
 
-    watch, control = train_benchmark._Timed(10.0, evaluate, "wall"), hf.TrainerControl()
+    watch, control = timed.Timed(10.0, evaluate, "wall"), hf.TrainerControl()
     watch.on_train_begin(None, None, control)
     stops = []
     for step in range(1, 5):
@@ -341,7 +343,7 @@ def test_the_questions_are_the_shipped_ones(name: str) -> None:
 
 
 def test_padding_is_measured_with_questions_of_every_kind(tmp_path: Path) -> None:
-    log = train_benchmark.random_log(40, 30, 4, 30)
+    log = materials.random_log(40, 30, 4, 30)
     rated = log.interactions.with_columns(rating=(pl.int_range(pl.len()) % 5 + 1).cast(pl.Float32))
     size = train_benchmark.Size("tiny", width=16, layers=1, max_length=64, batch=4, steps=2)
     asked = []
@@ -358,7 +360,7 @@ def test_padding_is_measured_with_questions_of_every_kind(tmp_path: Path) -> Non
 
 
 def test_all_sides_of_a_lora_step_train_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = train_benchmark.random_log(24, 30, 4, 20)
+    log = materials.random_log(24, 30, 4, 20)
     size = train_benchmark.Size("tiny", width=16, layers=1, max_length=24, batch=2, steps=2)
     setup = train_benchmark._setup(size, log, tmp_path, "lora")
     built = []

@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from transformers import (
     DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LogitsProcessor,
     LogitsProcessorList,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from genrec import adapter, base, config, files, progress, training
 from genrec.benchmarks import Clock, Report, Row, catalogue, conditions, figure, interleaved, median
+from genrec.benchmarks.materials import PROMPT, generated_data, load_model
+from genrec.benchmarks.peers import TrieMask, disagreement, generate, generated, prefix_function
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
@@ -40,95 +36,6 @@ PARTS = ("generate", "floor", "atomic", "prefix", "throughput", "profile", "beam
 SETTINGS = ((100, 20), (200, 50))
 _ITEMS, _LEVELS, _CODES = 12_000, 4, 256
 _LARGE = 50_000_000  # Multiplications per position in the blocks.
-# The blocks of the shipped prompt, prompts/next_item.jinja.
-PROMPT = "{% block user %}Next:{% endblock %}\n{% block item %}{{ item.identifier }}{% endblock %}\n"
-
-
-def load_model(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """A model by the name of a base, or with random weights: ``random-small``, as small as the quickstart's base,
-    ``random-135m``, of the sizes of SmolLM2-135M, and ``random-0.6b``, of those of Qwen3-0.6B."""
-    torch.manual_seed(0)
-    made: Any
-    if name == "random-0.6b":
-        wide = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
-        more = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40_960}
-        made = Qwen3ForCausalLM(Qwen3Config(**wide, **more, tie_word_embeddings=True))
-    elif name == "random-135m":
-        sizes = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
-        heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
-        made = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True, rms_norm_eps=1e-5))
-    elif name == "random-small":
-        sizes = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 512}
-        layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
-        made = LlamaForCausalLM(LlamaConfig(**sizes, **layers, tie_word_embeddings=True))
-    else:
-        return base.find(name).model(dtype).to(device).eval()
-    return made.to(dtype).to(device).eval()
-
-
-# Peers: what transformers itself offers under a constraint.
-
-
-def prefix_function(table: NDArray[np.integer[Any]], start: int) -> Callable[[int, torch.Tensor], list[int]]:
-    """A dictionary from every prefix to its next tokens, as LC-Rec and MiniOneRec give it to `generate`."""
-    legal: dict[tuple[int, ...], list[int]] = {}
-    for depth in range(table.shape[1]):
-        for row in np.unique(table[:, : depth + 1], axis=0).tolist():
-            legal.setdefault(tuple(row[:-1]), []).append(row[-1])
-    return lambda _, ids: legal[tuple(ids[start:].tolist())]
-
-
-class TrieMask(LogitsProcessor):
-    """The best that one can give `generate`: the same trie, and all rows of a step masked at once."""
-
-    def __init__(self, trie: Trie, start: int) -> None:
-        self.trie, self.start = trie, start
-        children = np.diff(trie.first_child)
-        parent = np.repeat(np.arange(len(children)), children)
-        self.keys = (parent.astype(np.int64) << 32) + trie.token[1:]  # sorted, as the nodes are breadth first
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        node = np.zeros(len(ids), dtype=np.int64)
-        for token in ids[:, self.start :].cpu().numpy().T:
-            node = np.searchsorted(self.keys, (node << 32) + token) + 1
-        rows, tokens, _ = self.trie.children(node)
-        row, token = (torch.from_numpy(np.array(x, dtype=np.int64)).to(scores.device) for x in (rows, tokens))
-        masked = torch.full_like(scores, -torch.inf)
-        masked[row, token] = scores[row, token]
-        return masked
-
-
-def generated(
-    model: Any, inputs: torch.Tensor, levels: int, beams: int, scores: bool = False, **constraint: Any
-) -> Any:
-    """What `model.generate` gives for beam search under a constraint; ``scores`` has it keep log-probabilities too."""
-    return model.generate(
-        inputs, attention_mask=torch.ones_like(inputs), num_beams=beams, num_return_sequences=beams,
-        max_new_tokens=levels, do_sample=False, length_penalty=0.0, early_stopping=True, eos_token_id=None,
-        pad_token_id=0, return_dict_in_generate=True, output_scores=scores, **constraint,
-    )  # fmt: skip
-
-
-def generate(model: Any, prompts: Sequence[NDArray[Any]], table: NDArray[Any], beams: int, **constraint: Any) -> Beams:
-    """Beam search by `model.generate` under a constraint, for prompts of one length; as ``Engine.beam_search``."""
-    inputs = torch.from_numpy(np.stack(prompts)).long().to(model.device)
-    output = generated(model, inputs, table.shape[1], beams, True, **constraint)
-    index = {tuple(row): item for item, row in enumerate(table.tolist())}
-    rows = output.sequences[:, inputs.shape[1] :].tolist()
-    items = np.array([index.get(tuple(row), -1) for row in rows], dtype=np.int32)
-    scores = output.sequences_scores.float().cpu().numpy()
-    n = len(prompts)
-    return Beams(items.reshape(n, beams), scores.reshape(n, beams), [None] * n)
-
-
-def disagreement(one: Beams, other: Beams, atol: float) -> tuple[int, float]:
-    """Places with different items whose scores differ beyond ``atol``, and the largest difference of scores by place.
-
-    Two items whose scores are equal up to rounding may stand either way round.
-    """
-    same = one.scores == other.scores  # among them what pads both
-    apart = np.abs(np.subtract(one.scores, other.scores, where=~same, out=np.zeros(same.shape, dtype=np.float32)))
-    return int(((one.items != other.items) & (apart > atol)).sum()), float(apart.max())
 
 
 # The floor.
@@ -508,26 +415,6 @@ def _profile(bench: _Bench) -> list[Row]:
         for name, time_ in sorted(spent, key=lambda pair: -pair[1])[:8]:
             rows.append(figure("profile", f"{length} tokens, {beams} beams", name, 100 * time_ / total, "%"))
     return rows
-
-
-def generated_data(users: int = 3000, items: int = 1000, seed: int = 0) -> Dataset:
-    """A log with something to learn: 40 groups of items that share words, and users who stay within a group or two."""
-    rng = np.random.default_rng(seed)
-    group = rng.integers(40, size=items)
-    titles = [f"group{group[item]} kind{item % 7} item {item}" for item in range(items)]
-    members = [np.flatnonzero(group == number) for number in range(40)]
-    rows = []
-    for user in range(users):
-        likes = rng.integers(40, size=2)
-        for time_ in range(int(rng.integers(5, 20))):
-            chosen = members[likes[int(rng.random() < 0.3)]]
-            if len(chosen):
-                # The popularity within a group falls with the rank, and moves on with the time.
-                rank = min(int(rng.exponential(3.0)) + time_ // 3, len(chosen) - 1)
-                rows.append((f"u{user}", f"i{chosen[rank]}", 1_000_000 + 60 * time_))
-    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    shown = pl.DataFrame({"item_id": [f"i{item}" for item in range(items)], "title": titles})
-    return Dataset.from_frames(log.unique(maintain_order=True), shown, name="generated")
 
 
 def _beam_loss(data: Path | None, quick: bool) -> list[Row]:

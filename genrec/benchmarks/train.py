@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import polars as pl
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -20,8 +19,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from genrec import adapter, base, config, progress, tuning
 from genrec.benchmarks import CLOCKS, Clock, Report, Row, conditions, figure, interleaved, median
-from genrec.benchmarks.decode import PROMPT, generated_data, load_model
-from genrec.curriculum import HISTORY, Plan, Rows, plan
+from genrec.benchmarks.materials import PROMPT, generated_data, load_model, random_log
+from genrec.benchmarks.rows import by_budget, pack, packed, padding, per_target
+from genrec.benchmarks.timed import Timed
+from genrec.curriculum import Plan, Rows, plan
 from genrec.dataset import Dataset
 from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError, suggestion
@@ -29,7 +30,7 @@ from genrec.identifiers import Identifiers
 from genrec.options import LORA_DEFAULTS
 from genrec.prompts import Prompt
 from genrec.splits import Split
-from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens, kept_from
+from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
 from genrec.trainer import TRL_TRAINER, ready
 from genrec.validation import ValidationSet
 
@@ -114,20 +115,6 @@ class _Setup:
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"  # As the trainer chooses it.
-
-
-def random_log(users: int, items: int, least: int, most: int, seed: int = 0) -> Dataset:
-    """Histories of random items, ``least`` to ``most`` events long: something to time, nothing to learn."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(least, most + 1, size=users)
-    rows = [
-        (f"u{user}", f"i{item}", 1_000_000 + 60 * time_)
-        for user, length in enumerate(lengths)
-        for time_, item in enumerate(rng.choice(items, size=min(length, items), replace=False))
-    ]
-    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    names = {"item_id": [f"i{item}" for item in range(items)], "title": [f"item {item}" for item in range(items)]}
-    return Dataset.from_frames(log, pl.DataFrame(names), name="generated")
 
 
 def _setup(size: Size, data: Dataset, root: Path, way: Way = "full", questions: bool = False, **recipe: Any) -> _Setup:
@@ -364,44 +351,6 @@ def _token_rows(setup: _Setup, repeats: int, clock: Clock, warm: int = 3) -> lis
     ]
 
 
-# A row per target.
-
-
-def per_target(made: Plan, setup: _Setup) -> np.ndarray:
-    """int32 [items, 7]: for every item that a sequence row of ``made`` trains, in that order, a row of its own, as in
-    ``Plan``: the longest history that fits before it, and the loss on that item alone."""
-    prompt, tokenization, users = setup.prompts[0], setup.tokenization, setup.data.user_rows
-    result = []
-    lengths: dict[int, tuple[NDArray[np.int64], int]] = {}
-    for epoch, task, kind, index, start, stop, skip in made.table.tolist():
-        if kind != HISTORY or setup.prompts[task].kind != "sequence":
-            continue
-        if index not in lengths:
-            head = tokenization.head_ids(prompt, users[index] if users else None)
-            fragments = tokenization.fragment_lengths(prompt, setup.split.train[index])
-            lengths[index] = fragments, tokenization.history_budget(head)
-        length, budget = lengths[index]
-        for event in range(start + skip, stop):
-            first = kept_from(length[:event], budget)
-            result.append((epoch, task, HISTORY, index, first, event + 1, event - first))
-    return np.array(result, dtype=np.int32).reshape(-1, 7)
-
-
-def by_budget(lengths: NDArray[np.int64], budget: int, count: int, seed: int = 0) -> list[NDArray[np.int64]]:
-    """``count`` random batches of row numbers (all, if there are fewer): rows of about one length, as many as fit
-    ``budget`` tokens with the padding, one at least."""
-    order = np.argsort(np.random.default_rng(seed).random(len(lengths)) * 1e-3 + lengths, kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= budget:
-            stop += 1
-        batches.append(order[start:stop])
-        start = stop
-    drawn = np.random.default_rng(seed).permutation(len(batches))[:count]
-    return [batches[number] for number in drawn]
-
-
 def _lengths(rows: Rows) -> NDArray[np.int64]:
     return np.array([len(rows.row(number).ids) for number in range(len(rows))], dtype=np.int64)
 
@@ -447,49 +396,6 @@ def _items(setup: _Setup, repeats: int, clock: Clock, goal: float | None, budget
     ]  # fmt: skip
 
 
-# Padding.
-
-
-def padding(lengths: NDArray[np.int64], batch: int) -> float:
-    """The share of padding among the tokens of batches of ``batch`` rows, taken in this order."""
-    parts = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
-    return 1 - float(lengths.sum()) / sum(len(part) * int(part.max()) for part in parts)
-
-
-def packed(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
-    """Row numbers of packs of at most ``room`` tokens: the longest row first, each into the first pack with room."""
-    packs: list[list[int]] = []
-    free: list[int] = []
-    for number in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[number])
-        at = next((at for at, left in enumerate(free) if left >= length), len(packs))
-        if at == len(packs):
-            packs.append([])
-            free.append(room)
-        packs[at].append(number)
-        free[at] -= length
-    return packs
-
-
-def pack(rows: Rows, packs: Sequence[Sequence[int]], pad: int) -> Batch:
-    """A batch of packs: positions begin anew in every row of a pack, and rows do not see each other."""
-    made = [[rows.row(number) for number in numbers] for numbers in packs]
-    longest = max(sum(len(row.ids) for row in pack) for pack in made)
-    shape = (len(made), longest)
-    ids, labels = torch.full(shape, pad), torch.full(shape, IGNORE)
-    positions, of = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
-    for place, pack_ in enumerate(made):
-        start = 0
-        for number, row in enumerate(pack_):
-            span = slice(start, start + len(row.ids))
-            ids[place, span], labels[place, span] = torch.from_numpy(row.ids), torch.from_numpy(row.labels)
-            positions[place, span], of[place, span] = torch.arange(len(row.ids)), number
-            start += len(row.ids)
-    mask = (of[:, :, None] == of[:, None, :]) & torch.ones(longest, longest, dtype=torch.bool).tril()
-    found = {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": mask[:, None]}
-    return {key: value.to(_device()) for key, value in found.items()}
-
-
 def _summed(model: Any, batches: Sequence[Batch], total: list[float]) -> None:
     """Forward and backward of batches, with the sum of all losses, as one number in ``total``."""
     model.train()
@@ -518,7 +424,10 @@ def _padding(setup: _Setup, repeats: int, clock: Clock, batches: int) -> list[Ro
     some = np.concatenate(numbers)
     packs = [[int(some[number]) for number in one] for one in packed(lengths[some], room)]
     bucketed = [_tensors(rows, one, setup.pad) for one in numbers]
-    packed_ = [pack(rows, packs[at : at + size.batch], setup.pad) for at in range(0, len(packs), size.batch)]
+    packed_ = [
+        {key: value.to(_device()) for key, value in pack(rows, packs[at : at + size.batch], setup.pad).items()}
+        for at in range(0, len(packs), size.batch)
+    ]
     sums: dict[str, list[float]] = {"bucketed": [], "packed": []}
     calls = {
         "bucketed": partial(_summed, setup.model, bucketed, sums["bucketed"]),
@@ -536,55 +445,6 @@ def _padding(setup: _Setup, repeats: int, clock: Clock, batches: int) -> list[Ro
         figure("padding", where, "packed / the trainer's batches, forward and backward", ratio, "x", samples=both),
         figure("padding", where, "relative difference of the losses", apart, "", most=1e-4),
     ]
-
-
-# Accuracy in the same time.
-
-
-@dataclass
-class _Timed(transformers.TrainerCallback):
-    """Ends training when its time is over; validates at half time and at the end, which takes none of it."""
-
-    limit: float
-    evaluate: Callable[[], dict[str, float]]
-    clock: Clock
-    found: list[float] = field(default_factory=list)
-    steps: int = 0
-    began: float = 0.0
-    outside: float = 0.0
-
-    def share(self) -> float:
-        """Of the time that is over."""
-        return (CLOCKS[self.clock]() - self.began - self.outside) / self.limit
-
-    def schedule(self, trainer: Any) -> None:
-        """Have the learning rate of ``trainer`` follow the clock, not the steps."""
-
-        def create(num_training_steps: int, optimizer: Any = None) -> Any:
-            chosen = trainer.optimizer if optimizer is None else optimizer
-            trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, lambda _: rate_at(self.share()))
-            return trainer.lr_scheduler
-
-        trainer.create_scheduler = create
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = CLOCKS[self.clock]()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steps = state.global_step
-        share = self.share()
-        if share >= (len(self.found) + 1) / 2:
-            before = CLOCKS[self.clock]()
-            self.found += [self.evaluate()["ndcg@10"]] * (min(int(2 * share), 2) - len(self.found))
-            self.outside += CLOCKS[self.clock]() - before
-        control.should_training_stop = share >= 1
-
-
-def rate_at(share: float) -> float:
-    """The learning rate's factor when ``share`` of the time is over: a twentieth to warm up, then a cosine to 0."""
-    if share < 0.05:
-        return max(share / 0.05, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * min((share - 0.05) / 0.95, 1.0)))
 
 
 def _accuracy(setup: _Setup, minutes: float, clock: Clock, users: int) -> list[Row]:
@@ -626,7 +486,7 @@ def _accuracy(setup: _Setup, minutes: float, clock: Clock, users: int) -> list[R
             model.train()
             return found
 
-        watch = _Timed(60 * minutes, evaluate, clock)
+        watch = Timed(60 * minutes, evaluate, clock)
         transformers.set_seed(0)
         with ready(side.recipe, setup.rows(plan_), model, watch, epochs=10_000) as trainer:
             watch.schedule(trainer)

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from genrec import adapter, base, config, progress
 from genrec.benchmarks import Clock, Report, Row, catalogue, conditions, figure, interleaved, median
-from genrec.benchmarks.decode import disagreement, load_model
+from genrec.benchmarks.materials import load_model
+from genrec.benchmarks.peers import disagreement
 from genrec.config import VllmOptions
 from genrec.decoding import Beams, Trie
 from genrec.engines import Engine

@@ -133,7 +133,6 @@ class Server:
         self._loras: dict[Path, Any] = {}
         self._engines: list[Any] = []
         self._threads: list[threading.Thread] = []  # Ours that ask vLLM, and vLLM's that look after its sockets.
-        self.processes = Processes()
         self.broken: str | None = None
         try:
             config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).get_text_config()
@@ -149,6 +148,7 @@ class Server:
             _check_heads(model, config)
         device = torch.device("cuda" if current_platform.is_cuda_alike() else "cpu")
         arguments = self.arguments = self._arguments(model, rank, dtype, config, on_cpu)
+        self.processes = Processes()
         atexit.register(self.stop)
         try:
             for copy in range(options.data_parallel_size):
