@@ -178,7 +178,9 @@ def test_eval(run: Run, inside: Path) -> None:
 
 def test_engine_vllm(run: Run, inside: Path, vllm: list[Any]) -> None:
     local = run("recommend", "adapters/lora", "--user", "u3", "-k", 3, "--json").json
-    assert run("recommend", "adapters/lora", "--user", "u3", "-k", 3, "--engine", "vllm", "--json").json == local
+    asked = ("--user", "u3", "--engine", "vllm", "--json")
+    assert run("recommend", "adapters/lora", "vllm.max_num_seqs=7", "-k", 3, *asked).json == local
+    assert vllm[0].options.max_num_seqs == 7
     vllm[0].close()
     command = ("batch", "adapters/lora", "--users", "data/tiny", "--out", "out", "-k", 4, "--engine", "vllm")
     assert run(*command, "vllm.gpu_memory_utilization=0.5", "--dtype", "bfloat16").code == 0
@@ -192,6 +194,33 @@ def test_engine_vllm(run: Run, inside: Path, vllm: list[Any]) -> None:
     refused = run(*command, "--device", "cuda")
     assert (refused.code, refused.out) == (3, "")
     assert "Leave device out" in refused.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("recommend", "adapters/lora", "--user", "u3"),
+        ("why", "adapters/lora", "--user", "u3", "--item", "i3"),
+        ("batch", "adapters/lora", "--users", "data/tiny", "--out", "out"),
+        ("eval", "eval/tiny.toml"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_keys_of_vllm_without_vllm_are_refused(run: Run, inside: Path, command: tuple[str, ...]) -> None:
+    done = run(*command, "vllm.max_num_seqs=3")
+    assert done.code == 3
+    assert "vllm.max_num_seqs=3 says how vLLM runs, and the engine is 'local'. Pass --engine vllm" in done.err
+
+
+def test_what_recommend_refuses_of_vllm_is_refused_before_anything_is_read(run: Run, inside: Path) -> None:
+    for told, message in (
+        (("vllm.foo=1",), "unknown key 'foo'"),
+        (("num_beams=3",), "recommend: unknown key 'num_beams'. Write vllm.key=value."),
+        (("--device", "cuda"), "Leave device out"),
+    ):
+        done = run("recommend", "no/such/adapter", "--user", "u3", "--engine", "vllm", *told)
+        assert done.code == 3
+        assert message in " ".join(done.err.split())
 
 
 def test_eval_beside_a_list_and_compared(run: Run, inside: Path) -> None:
