@@ -121,11 +121,12 @@ def interleaved(
     clock: Clock = "wall",
     patience: float = 60.0,
     warm: Mapping[str, Callable[[], Any]] | None = None,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of every call, taken in turn so that what else the machine does falls on all sides.
 
     A round of ``warm`` (unless given, of the calls themselves) goes before and is not counted, for any side. A call is
-    not repeated once it has taken ``patience`` seconds in all.
+    not repeated once it has taken ``patience`` seconds in all. ``rest`` seconds of quiet go before each that counts.
     """
     import torch
 
@@ -138,6 +139,7 @@ def interleaved(
         for _ in range(repeats):
             for name, call in calls.items():
                 if sum(seconds[name]) <= patience:
+                    time.sleep(rest)
                     if torch.cuda.is_available():
                         torch.cuda.synchronize()
                     began = read()

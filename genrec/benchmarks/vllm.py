@@ -41,6 +41,8 @@ _ITEMS, _LEVELS, _CODES = 12_000, 3, 256
 _BEAMS = {"cpu": (20, 50), "cuda": (50, 128)}
 _GOALS = {50: 5.0, 128: 20.0}  # Times `LLM.beam_search`, on a GPU, by beams.
 _CEILING = 0.9  # Of the requests a second of one-token requests without log-probabilities.
+# What one side leaves vLLM's processes to do, a grammar above all, and their waiting, would be the next side's time.
+_REST = 3.0
 _PATIENCE = 30.0  # Seconds that one side is measured for; a call of vLLM's beam search may take as long.
 # Of a GPU's memory, at most: genrec's engine and vLLM's own methods are two engines, and ``local`` has the rest.
 _MEMORY = 0.4
@@ -238,16 +240,15 @@ class Bench:
         def drawn(call: Callable[[Sequence[NDArray[Any]]], Any], users: int) -> Any:
             return call(self.prompts.draw(users))
 
-        calls: dict[str, Callable[[], Any]] = {
-            name: partial(drawn, search, self.users) for name, search in searches.items()
+        loads: dict[str, Callable[[], Any]] = {
+            f"{name} at load": partial(drawn, searches[name], self.load) for name in ("vllm", "local")
         }
-        loads = {"vllm at load": searches["vllm"], "local at load": searches["local"]}
-        calls |= {name: partial(drawn, search, self.load) for name, search in loads.items()}
         if levels == 1:
-            calls["LLM.generate"] = partial(drawn, self.peers.generate, self.load)
-        # What was found for the rows of agreement has warmed up all searches; a full load also fills what is kept.
-        warm = {name: call for name, call in calls.items() if name not in searches}
-        taken = interleaved(calls, self.repeats, patience=_PATIENCE, warm=warm)
+            loads["LLM.generate"] = partial(drawn, self.peers.generate, self.load)
+        taken = interleaved(loads, self.repeats, patience=_PATIENCE, rest=_REST)
+        calls = {name: partial(drawn, search, self.users) for name, search in searches.items()}
+        # What was found for the rows of agreement has warmed up all searches.
+        taken |= interleaved(calls, self.repeats, patience=_PATIENCE, warm={"vllm": calls["vllm"]}, rest=_REST)
         seconds = {name: median(times) for name, times in taken.items()}
 
         def ratio(what: str, setting: str, slow: str, fast: str, least: float | None = None) -> Row:
