@@ -8,7 +8,10 @@ A message says what is wrong, the value found, where it stands, and what to do n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 
 class GenrecError(Exception):

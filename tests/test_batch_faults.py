@@ -267,7 +267,7 @@ def wait_for(out: Path, shards: int, pid: int) -> None:
 @pytest.mark.parametrize(
     ("users", "shard_size", "kills", "most"),
     [
-        pytest.param(1200, 20, 10, 3, id="10 kills"),
+        pytest.param(1200, 20, 5, 3, id="5 kills"),
         pytest.param(200_000, 1000, 50, 2, id="50 kills", marks=pytest.mark.slow),
     ],
 )

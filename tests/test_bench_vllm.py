@@ -22,6 +22,11 @@ from genrec.engines.local import LocalEngine
 from genrec.errors import ConfigError
 
 
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_REST", 0.0)
+
+
 class Llm:
     """In place of ``vllm.LLM``: beam search finds the first identifiers of its catalogue, and then no item at all."""
 

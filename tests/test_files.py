@@ -197,6 +197,7 @@ def test_a_real_limit_is_a_storage_error(writer: str, tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 import numpy as np
+from genrec.errors import StorageError
 from genrec.files import new_file, new_folder
 
 def write(path):

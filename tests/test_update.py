@@ -343,7 +343,9 @@ def test_training_on_learns_what_changed(updated: Path, tmp_path: Path) -> None:
     assert change["low"] > 0
 
 
-@pytest.mark.parametrize("scheme", ["semantic", "title", "random"])
+@pytest.mark.parametrize(
+    "scheme", ["semantic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("title", "random"))]
+)
 def test_other_schemes_are_updated_too(updated: Path, tmp_path: Path, scheme: str) -> None:
     root = tmp_path / "workspace"
     shutil.copytree(updated, root)
