@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
+from genrec.benchmarks import vllm as benchmark
 from genrec.cli import app
 
 
-def test_the_benchmark_compares_all_sides_in_one_run(tmp_path: Path) -> None:
+def test_the_benchmark_compares_all_sides_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_REST", 0.0)
     options = ["--quick", "--users", "4", "--beams", "20", "--repeats", "1", "--json", "--out", str(tmp_path)]
     command = ["bench", "decode", "--engine", "vllm", "--model", "random-small", "vllm.max_model_len=64", *options]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
