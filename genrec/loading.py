@@ -72,12 +72,11 @@ def model_engine(
         EngineError: vLLM did not start.
     """
     if engine == "vllm":
-        from genrec.engines.pooled import VllmEngine
+        from genrec.engines.pooled import VllmEngine, check_dtype
         from genrec.vllm_files import write_for_engine
 
         name = str(dtype).removeprefix("torch.")
-        if name not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype is {name!r}, and the engine vllm takes float32 or bfloat16.")
+        check_dtype(name)
         options, longest = vllm or VllmOptions(), tokenization.max_length
         if options.max_model_len is not None and options.max_model_len < longest:
             raise ConfigError(

@@ -130,7 +130,7 @@ def interleaved(
     """
     import torch
 
-    read, warm = CLOCKS[clock], warm or calls
+    read, warm = CLOCKS[clock], calls if warm is None else warm
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with progress.bar("measuring", len(warm) + repeats * len(calls)) as advance:
         for name, call in warm.items():

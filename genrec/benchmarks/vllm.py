@@ -248,7 +248,7 @@ class Bench:
         taken = interleaved(loads, self.repeats, patience=_PATIENCE, rest=_REST)
         calls = {name: partial(drawn, search, self.users) for name, search in searches.items()}
         # What was found for the rows of agreement has warmed up all searches.
-        taken |= interleaved(calls, self.repeats, patience=_PATIENCE, warm={"vllm": calls["vllm"]}, rest=_REST)
+        taken |= interleaved(calls, self.repeats, patience=_PATIENCE, warm={}, rest=_REST)
         seconds = {name: median(times) for name, times in taken.items()}
 
         def ratio(what: str, setting: str, slow: str, fast: str, least: float | None = None) -> Row:

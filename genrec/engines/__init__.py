@@ -72,6 +72,15 @@ def token_arrays(
     return arrays
 
 
+def pair_arrays(
+    prompts: Sequence[Ints], completions: Sequence[Ints], vocab_size: int
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Check prompts and as many completions, what ``score`` is asked, and give both as ``token_arrays`` does."""
+    if len(prompts) != len(completions):
+        raise DecodingError(f"{len(prompts)} prompts and {len(completions)} completions")
+    return token_arrays("prompt", prompts, vocab_size), token_arrays("completion", completions, vocab_size)
+
+
 def check_trie(trie: Trie, vocab_size: int) -> None:
     """Refuse a trie made for another vocabulary."""
     if (token := int(trie.token.max())) >= vocab_size:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, check_request
-from genrec.engines import check_trie, token_arrays
-from genrec.errors import DecodingError
+from genrec.engines import check_trie, pair_arrays, token_arrays
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -74,10 +73,8 @@ class DummyEngine:
         return search.result()
 
     def score(self, prompts: Sequence[Ints], completions: Sequence[Ints]) -> NDArray[np.float64]:
-        if len(prompts) != len(completions):
-            raise DecodingError(f"{len(prompts)} prompts and {len(completions)} completions")
-        states = self._prefixes(token_arrays("prompt", prompts, self.vocab_size))
-        tails = token_arrays("completion", completions, self.vocab_size)
+        heads, tails = pair_arrays(prompts, completions, self.vocab_size)
+        states = self._prefixes(heads)
         total = np.zeros(len(tails))
         for column in range(max(map(len, tails), default=0)):
             live = np.array([i for i, tail in enumerate(tails) if len(tail) > column])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
 from genrec.decoding import Beams, BeamSearch, Bools, Ints, Level, Trie, check_request, not_finite
-from genrec.engines import check_trie, token_arrays
+from genrec.engines import check_trie, pair_arrays, token_arrays
 from genrec.engines.batches import OutOfMemory, is_out_of_memory, memory_at_hand, micro_batches, run
 from genrec.engines.selection import context, index, logprobs, normaliser, select
 from genrec.errors import DecodingError
@@ -136,10 +136,7 @@ class LocalEngine:
 
     def score(self, prompts: Sequence[Ints], completions: Sequence[Ints]) -> NDArray[np.float64]:
         """See ``Engine.score``."""
-        if len(prompts) != len(completions):
-            raise DecodingError(f"{len(prompts)} prompts and {len(completions)} completions")
-        heads = token_arrays("prompt", prompts, self.vocab_size)
-        tails = token_arrays("completion", completions, self.vocab_size)
+        heads, tails = pair_arrays(prompts, completions, self.vocab_size)
         rows = [np.concatenate([head, tail]) for head, tail in zip(heads, tails, strict=True)]
         token_arrays("prompt with completion", rows, self.vocab_size, self.context)
         total = np.zeros(len(rows), dtype=np.float64)

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from genrec.config import VllmOptions
 from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, check_request, not_finite
-from genrec.engines import check_trie, token_arrays
-from genrec.engines.batches import is_out_of_memory
+from genrec.engines import check_trie, pair_arrays, token_arrays
+from genrec.engines.batches import OutOfMemory, micro_batches, run
 from genrec.engines.selection import logprobs, normaliser, select
 from genrec.engines.vllm import CLOSED, MEMORY, REQUESTS, Server, max_lora_rank, version
-from genrec.errors import AdapterError, ConfigError, DecodingError, EngineError
+from genrec.errors import AdapterError, ConfigError, EngineError
 
 # A wave of users is as many as have so many beams as are handed over at a time, and as fit the prefix cache with the
 # rest of what is in work.
@@ -67,8 +67,7 @@ class VllmEngine:
         options: VllmOptions | None = None,
     ) -> None:
         version()
-        if dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype is {dtype!r}, and the engine vllm takes float32 or bfloat16.")
+        check_dtype(dtype)
         self.dtype, self.options = dtype, options or VllmOptions()
         self.server = Server.shared(Path(model).resolve(), _rank(lora), dtype, self.options)
         try:
@@ -139,10 +138,7 @@ class VllmEngine:
         Raises:
             EngineError: As of ``beam_search``.
         """
-        if len(prompts) != len(completions):
-            raise DecodingError(f"{len(prompts)} prompts and {len(completions)} completions")
-        heads = token_arrays("prompt", prompts, self.vocab_size)
-        tails = token_arrays("completion", completions, self.vocab_size)
+        heads, tails = pair_arrays(prompts, completions, self.vocab_size)
         rows = [np.concatenate([head, tail]) for head, tail in zip(heads, tails, strict=True)]
         token_arrays("prompt with completion", rows, self.vocab_size, self.context)
         # What stands before each token of a completion; the same before several is asked for once.
@@ -195,25 +191,18 @@ class VllmEngine:
         finishes them; once more with fewer of them where the memory on this side refuses as many."""
         if not self._open:
             raise EngineError(CLOSED)
-        most = max(1, _LOGITS // self.vocab_size)
+        most = max(1, _LOGITS // self.vocab_size)  # Requests at a time; `run` halves what the memory refuses.
         with torch.inference_mode(), closing(self.server.states(requests, owners, self._lora)) as found:
             for places, states in found:
-                start = 0
-                while start < len(places):
-                    part = slice(start, start + most)
-                    try:
-                        use(places[part], self.server.head.logits(states[part]))
-                    except (MemoryError, RuntimeError) as error:
-                        if not is_out_of_memory(error):
-                            raise
-                        if most == 1:
-                            raise EngineError(f"no memory for the logits of one request. {MEMORY}") from error
-                    else:
-                        start += most
-                        continue
-                    most = max(1, min(most, len(places)) // 2)  # Outside of the handler: what failed is free.
-                    if torch.cuda.is_available():
-                        torch.cuda.empty_cache()
+                ones = np.ones(len(places), dtype=np.int64)
+
+                def work(part: Ints, places: NDArray[np.int64] = places, states: torch.Tensor = states) -> None:
+                    use(places[part], self.server.head.logits(states[part]))
+
+                try:
+                    run(micro_batches(ones, most), ones, work)
+                except OutOfMemory as error:
+                    raise EngineError(f"no memory for the logits of one request. {MEMORY}") from error
 
     def _waves(self, prompts: Sequence[Ints], width: int, longest: int) -> Iterator[NDArray[np.int64]]:
         """Indices of users whose searches go on together: later steps find their prompts in the prefix cache."""
@@ -226,6 +215,12 @@ class VllmEngine:
             stop = max(start + 1, min(stop, start + max(1, REQUESTS // width), len(prompts)))
             yield np.arange(start, stop)
             start = stop
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse weights of another type than the engine takes."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype is {dtype!r}, and the engine vllm takes float32 or bfloat16.")
 
 
 def _rank(lora: str | Path | None) -> int:

@@ -132,7 +132,9 @@ class Server:
         self._asking, self._ending, self._numbers = threading.Lock(), threading.Lock(), itertools.count()
         self._loras: dict[Path, Any] = {}
         self._engines: list[Any] = []
-        self._threads: list[threading.Thread] = []  # Ours that ask vLLM, and vLLM's that look after its sockets.
+        # Threads of ours that ask vLLM, and of vLLM's that look after its sockets.
+        self._asks: list[threading.Thread] = []
+        self._looks: list[threading.Thread] = []
         self.broken: str | None = None
         try:
             config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False).get_text_config()
@@ -214,7 +216,7 @@ class Server:
                 raise EngineError(f"vLLM did not start: {error} Its own words above say why. {MEMORY}") from error
         self._engines.append(engine)
         names = ("MPClientEngineMonitor", "EngineCoreOutputQueueThread")
-        self._threads += [one for one in set(threading.enumerate()) - before if one.name in names]
+        self._looks += [one for one in set(threading.enumerate()) - before if one.name in names]
         self.processes.add(engine.engine_core.resources.engine_manager.processes)
 
     def _check(self, model: Path, dtype: str) -> None:
@@ -328,7 +330,7 @@ class Server:
     def _thread(self, call: Callable[..., None], *arguments: Any) -> None:
         """Ask vLLM in a thread, for it may never come back."""
         thread = threading.Thread(target=call, args=arguments, daemon=True, name="genrec-asks-vllm")
-        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        self._asks = [*(one for one in self._asks if one.is_alive()), thread]
         thread.start()
 
     def _read_lora(self, engine: Any, request: Any, done: queue.SimpleQueue[Any]) -> None:
@@ -394,15 +396,14 @@ class Server:
             for core in cores:
                 core.outputs_queue.put_nowait(EngineError(self.broken))  # One of our threads may be waiting there.
             # A socket is closed by the thread that uses it, or when none does; else it stays until the program ends.
-            asking = [one for one in self._threads if one.name == "genrec-asks-vllm"]
-            if _ended(asking):
+            if _ended(self._asks):
                 with _quietly(), suppress(Exception):
                     for core in cores:
                         core.shutdown(timeout=0)
-                    if _ended(self._threads):
+                    if _ended(self._looks):
                         for core in cores:
                             core.ctx.destroy(linger=0)
-            self._engines, self._threads = [], []
+            self._engines, self._asks, self._looks = [], [], []
 
 
 def _ended(threads: Sequence[threading.Thread]) -> bool:
