@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from genrec import base as bases
 from genrec import files
-from genrec.config import Tuning
+from genrec.config import Tuning, workspace_of
 from genrec.errors import AdapterError
 from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
@@ -71,10 +71,8 @@ def _content_hashes(folder: Path) -> dict[str, str]:
 
 
 def _checked_files(folder: Path) -> list[str]:
-    """Names below ``folder`` of the files that a manifest must list, sorted; hidden ones are the system's."""
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    hidden = {name for name in found if any(part.startswith(".") for part in name.parts)}
-    return [name.as_posix() for name in found if name not in hidden and name.as_posix() not in _UNCHECKED]
+    """Names below ``folder`` of the files that a manifest must list."""
+    return [name for name in files.content_names(folder) if name not in _UNCHECKED]
 
 
 def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -284,7 +282,7 @@ class Adapter:
         try:
             manifest = json.loads((path / "genrec.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            recipe = path.with_suffix(".toml")
+            recipe = path.parent / f"{path.name}.toml"
             hint = f"Train it: genrec train {recipe}" if recipe.exists() else "Name a folder that `genrec train` wrote."
             raise AdapterError(f"{path}: no adapter here (no genrec.json). {hint}") from None
         except json.JSONDecodeError as error:
@@ -320,12 +318,21 @@ class Adapter:
         return adapter
 
     @property
+    def data_folder(self) -> Path:
+        """Where the data set lay that it was trained on: in its workspace, as its recipe says."""
+        return workspace_of(self.path) / self.manifest["data"]["path"]
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether its lists leave out what a user has had, as its data set says."""
+        return bool(self.manifest["data"]["manifest"]["exclude_seen"])
+
+    @property
     def hash(self) -> str:
         """SHA-256 over what training decided of its lists: its files, its base, and how prompts are made."""
         told = self.manifest
         decisive = (
-            told["base"]["hash"], told["files"], told["prompts"], told["max_length"],
-            told["data"]["manifest"]["exclude_seen"],
+            told["base"]["hash"], told["files"], told["prompts"], told["max_length"], self.exclude_seen,
         )  # fmt: skip
         return files.text_hash(json.dumps(decisive, sort_keys=True))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -488,6 +489,17 @@ def load_job(path: Path | None, changes: Mapping[str, Any], assignments: Iterabl
     job = from_table(Job, override({**table, **changes}, assignments), where)
     check_vllm_assignments(job.engine, assignments, where)
     return job
+
+
+def folder_name(name: str, what: str) -> str:
+    """``name``, if it can be one folder's: a workspace is found from where a folder lies, so none is nested.
+
+    Raises:
+        ConfigError: It is a path, hidden, or empty; ``what`` begins the message.
+    """
+    if not re.fullmatch(r"\w[\w. -]*", name):
+        raise ConfigError(f"{what}: name is {name!r}. It is one folder's name: letters, digits, spaces, dots, - and _.")
+    return name
 
 
 def workspace_of(path: Path) -> Path:

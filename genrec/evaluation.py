@@ -372,7 +372,7 @@ def evaluate(
         "scoring": "sum of log-probabilities of the identifier's tokens over the whole vocabulary",
         **told,
         "against": {label: found.told for label, found in foreign.items()},
-        "versions": versions() | ({"vllm": vllm_version()} if spec.engine == "vllm" else {}),
+        "versions": versions() | ({"vllm": vllm_version()} if spec.engine == "vllm" and spec.adapters else {}),
     }
     kinds = dict.fromkeys(spec.baselines, "baseline") | dict.fromkeys(foreign, "against")
     kinds |= dict.fromkeys(spec.adapters, "adapter")

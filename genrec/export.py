@@ -7,7 +7,6 @@ longer vocabulary) and the pure LoRA beside it: see ``genrec.vllm_files``.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,7 +22,7 @@ from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import files
 from genrec.adapter import Adapter
-from genrec.config import Recipe, workspace_of
+from genrec.config import Recipe, folder_name
 from genrec.dataset import Dataset
 from genrec.engines import Engine
 from genrec.engines.local import LocalEngine
@@ -70,7 +69,7 @@ def validation_sets(
         DataError: The data set is not there, or is another one.
     """
     told = adapter.manifest["data"]
-    folder = Path(data) if data is not None else workspace_of(adapter.path) / told["path"]
+    folder = adapter.data_folder if data is None else Path(data)
     measure = "NDCG@10 is measured again on its validation cases. Pass --data FOLDER, or --no-measure."
     if not folder.is_dir():
         raise DataError(f"{folder}: the data set of {adapter.path} is not here, and {measure}")
@@ -83,9 +82,8 @@ def validation_sets(
     recipe = from_table(Recipe, adapter.manifest["recipe"], str(adapter.path / "genrec.json"))
     split = loaded.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
     split = split.without_validation(adapter.not_validated)
-    seen = bool(told["manifest"]["exclude_seen"])
     return [
-        ValidationSet.draw(recipe, split, tokenization, prompt, loaded.user_rows, exclude_seen=seen)
+        ValidationSet.draw(recipe, split, tokenization, prompt, loaded.user_rows, exclude_seen=adapter.exclude_seen)
         for prompt in prompts
     ]
 
@@ -164,8 +162,8 @@ def export(
     for key, value, known in (("to", to, ("vllm", "merged")), ("dtype", dtype, ("float32", "bfloat16"))):
         if value not in known:
             raise ConfigError(f"export: {key} is {value!r}. {suggestion(str(value), known)}")
-    if not re.fullmatch(r"\w[\w.-]*", name) or name.startswith("base-"):
-        raise ConfigError(f"export: name is {name!r}. It is one folder's name, and does not begin with base-.")
+    if folder_name(name, "export").startswith("base-"):
+        raise ConfigError(f"export: name is {name!r}. An extended base is called so; choose another name.")
     split_up = to == "vllm" and loaded.tuning != "full"
     if split_up:
         refuse(loaded.path, check_files(loaded.path)[0])
@@ -179,7 +177,7 @@ def export(
         "base": {key: loaded.manifest["base"].get(key) for key in ("name", "revision", "hash")},
         "identifiers": loaded.identifiers.hash,
         "fitted_on": loaded.manifest["fitted_on"],
-        "exclude_seen": loaded.manifest["data"]["manifest"]["exclude_seen"],
+        "exclude_seen": loaded.exclude_seen,
         "prompts": list(loaded.prompts),
         "max_length": loaded.manifest["max_length"],
         "dtype": dtype,

@@ -173,6 +173,17 @@ def file_hash(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def content_names(folder: Path) -> list[str]:
+    """Names of the files below ``folder``, relative to it and sorted; hidden ones, the system's, are left out."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts)]
+
+
+def content_hashes(folder: Path) -> dict[str, str]:
+    """``file_hash`` of each of ``content_names``."""
+    return {name: file_hash(folder / name) for name in content_names(folder)}
+
+
 def text_hash(*parts: str) -> str:
     """SHA-256 (hex) over ``parts``, each with its length before it, so that no two lists of parts collide."""
     digest = hashlib.sha256()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from genrec import progress
 from genrec.adapter import Adapter
 from genrec.config import VllmOptions, check_vllm_device, workspace_of
 from genrec.decoding import Trie
 from genrec.engines import Engine
 from genrec.engines.batches import memory_at_hand
 from genrec.errors import ConfigError, suggestion
-from genrec.memory import Memory, memory, size
+from genrec.memory import memory, size
 from genrec.tokenization import Tokenization
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def model_engine(
     device: str | torch.device,
     dtype: torch.dtype,
     vllm: VllmOptions | None = None,
-    needed: Memory | None = None,
 ) -> Engine:
-    """An engine with the adapter's model.
+    """An engine with the adapter's model; how much memory that takes is said first.
 
     Args:
         engine: ``local`` has it in this process, on ``device``. ``vllm`` has vLLM load what is written once to
@@ -63,7 +63,6 @@ def model_engine(
         device: Where the model of ``local`` runs.
         dtype: Of the weights.
         vllm: How vLLM runs.
-        needed: The memory that the model takes, where somebody has measured it.
 
     Raises:
         ConfigError: PyTorch refuses the device, or a CPU has less memory than the weights take; or vLLM is not
@@ -71,6 +70,8 @@ def model_engine(
         AdapterError: The weights cannot be read, or vLLM could not load them as they were trained.
         EngineError: vLLM did not start.
     """
+    needed = memory(adapter, tokenization, trie, dtype)
+    progress.say(f"{adapter.path}: {needed}")
     if engine == "vllm":
         from genrec.engines.pooled import VllmEngine, check_dtype
         from genrec.vllm_files import write_for_engine
@@ -91,7 +92,6 @@ def model_engine(
     from genrec.engines.local import LocalEngine
 
     if str(device).partition(":")[0] == "cpu":
-        needed = needed or memory(adapter, tokenization, trie, dtype)
         if needed.weights > (free := memory_at_hand(torch.device("cpu"))):
             raise ConfigError(
                 f"{adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "

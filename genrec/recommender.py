@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import polars as pl
 
-from genrec import progress, recommendations, tables
+from genrec import recommendations, tables
 from genrec.adapter import Adapter
 from genrec.asking import History, Row, Rows, beams_for, counted, histories_of, listed, one_each, read_frame
-from genrec.config import VllmOptions, workspace_of
+from genrec.config import VllmOptions
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Bools, Ints, Trie, check_request
 from genrec.engines import Engine
@@ -65,7 +65,7 @@ class Recommender:
         self.engine = engine
         self.tokenization = tokenization
         self.trie = Trie.build(self.tokenization.tokens)
-        self.exclude_seen = bool(adapter.manifest["data"]["manifest"]["exclude_seen"])
+        self.exclude_seen = adapter.exclude_seen
         self.item_ids = list(adapter.identifiers.item_ids)
         self.index = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self.titles = adapter.items["title"].to_list()
@@ -116,17 +116,12 @@ class Recommender:
         from genrec.engines.dummy import DummyEngine
 
         adapter = Adapter.load(path)
-        wanted = dtype_of(adapter, dtype)
+        dtype = dtype_of(adapter, dtype)
         tokenization = adapter.tokenization()
         loaded = cls(adapter, DummyEngine(len(tokenization.tokenizer)), tokenization)
         if prompt is not None:
             loaded = loaded.with_prompt(prompt, untrained=untrained)
-        if engine == "dummy":
-            return loaded
-        needed = memory(adapter, tokenization, loaded.trie, wanted)
-        progress.say(f"{path}: {needed}")
-        loaded.engine = model_engine(engine, adapter, tokenization, loaded.trie, device, wanted, vllm, needed)
-        return loaded
+        return loaded.with_model(engine=engine, device=device, dtype=dtype, vllm=vllm)
 
     @classmethod
     def memory(cls, path: str | Path, dtype: str | torch.dtype = "float32") -> Memory:
@@ -590,8 +585,7 @@ class Recommender:
             stamp: Any = data
             name = str(data.manifest.get("name"))
         else:
-            known = workspace_of(self.adapter.path) / self.adapter.manifest["data"]["path"]
-            folder = Path(data) if data is not None else known
+            folder = self.adapter.data_folder if data is None else Path(data)
             note, name = folder / "manifest.json", str(folder)
             stamp = folder, note.stat().st_mtime_ns if note.is_file() else None
         kept = self._users

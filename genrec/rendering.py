@@ -19,7 +19,7 @@ import polars as pl
 
 from genrec import base as bases
 from genrec.adapter import Adapter
-from genrec.config import Recipe, workspace_of
+from genrec.config import Recipe
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, UnknownIdError, closest
 from genrec.identifiers import Identifiers
@@ -158,8 +158,7 @@ class Setting:
             if base is not None or max_length is not None:
                 raise ConfigError("an adapter has its own base and max_length. Leave --base and --max-length out.")
             loaded = Adapter.load(adapter)
-            known = workspace_of(loaded.path) / loaded.manifest["data"]["path"]
-            setting = cls(loaded.tokenization(), loaded, Path(data) if data is not None else known)
+            setting = cls(loaded.tokenization(), loaded, loaded.data_folder if data is None else Path(data))
             if data is not None:
                 _ = setting.dataset  # What was named has to be there.
             return setting

@@ -236,9 +236,9 @@ def _where(table: pl.DataFrame, what: str) -> str:
 def as_ids(series: pl.Series) -> pl.Series:
     """Ids as strings; nothing but white space counts as missing. Whole floats, which pandas makes, lose their ".0"."""
     if series.dtype.is_float():
-        series = series.fill_nan(None)
-        if (series.drop_nulls() % 1 == 0).all():
-            series = series.cast(pl.Int64, strict=False)
+        floats = series.fill_nan(None)
+        whole = floats.set(floats % 1 != 0, None).cast(pl.Int64, strict=False)
+        series = whole.cast(pl.String).zip_with(whole.is_not_null(), floats.cast(pl.String))
     series = series.cast(pl.String, strict=False)
     return series.set(series.str.strip_chars() == "", None)
 

@@ -26,7 +26,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}. {suggestion(str(value), arguments)}")
         return value
     if dataclasses.is_dataclass(kind):
-        return from_table(kind, value, where)  # type: ignore[arg-type]
+        return value if isinstance(value, kind) else from_table(kind, value, where)  # type: ignore[arg-type]
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"{where} is {value!r}. It takes a list.")

@@ -32,6 +32,7 @@ from genrec.tokenization import IGNORE
 from genrec.watch import Tally, Watch, diverged
 
 TRL_TRAINER = SFTTrainer  # Whose loss a benchmark compares with.
+OWN_INPUTS = ("weights", "rows", "tasks", "kinds")  # Of a batch: what no model takes.
 
 
 class Trainer(SFTTrainer):
@@ -57,7 +58,7 @@ class Trainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         labels = inputs.pop("labels")[:, 1:]
-        weights, rows, tasks, kinds = (inputs.pop(key, None) for key in ("weights", "rows", "tasks", "kinds"))
+        weights, rows, tasks, kinds = (inputs.pop(key, None) for key in OWN_INPUTS)
         mask = labels != IGNORE
         inner = self.accelerator.unwrap_model(model)
         inner = inner.get_base_model() if isinstance(inner, PeftModel) else inner

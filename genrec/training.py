@@ -26,7 +26,7 @@ from peft import PeftModel
 from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import checkpoints, estimates, features, learning_curve, progress
-from genrec.config import Recipe, load_recipe, workspace_of
+from genrec.config import Recipe, folder_name, load_recipe, workspace_of
 from genrec.curriculum import HISTORY, WALK, Fresh, Rows, plan
 from genrec.dataset import Dataset
 from genrec.engines.local import LocalEngine
@@ -180,9 +180,10 @@ def _named(
     if isinstance(recipe, Recipe):
         if name is None:
             raise ConfigError("train: a Recipe has no file name, so name= must say what to call the adapter.")
-        return recipe, name, Path(workspace or Path.cwd())
+        return recipe, folder_name(name, "train"), Path(workspace or Path.cwd())
     path = Path(recipe)
-    return load_recipe(path, assignments), name or path.stem, Path(workspace or workspace_of(path))
+    name = folder_name(name or path.stem, "train")
+    return load_recipe(path, assignments), name, Path(workspace or workspace_of(path))
 
 
 def is_main() -> bool:

@@ -312,10 +312,10 @@ class _Data:
 def _old_data(old: Adapter, root: Path, recipe: Recipe) -> tuple[Dataset, Split]:
     """The data set of an adapter, and its split, both the very ones that it was trained on."""
     told = old.manifest["data"]
-    data = Dataset.load(root / told["path"])
+    data = Dataset.load(old.data_folder)
     if data.hash != told["hash"]:
         raise DataError(
-            f"{root / told['path']} was changed since {old.path} was trained: trained on {told['hash']}, found "
+            f"{old.data_folder} was changed since {old.path} was trained: trained on {told['hash']}, found "
             f"{data.hash}. Restore it; new interactions are given to `genrec update`."
         )
     if list(old.identifiers.item_ids) != data.item_ids:
@@ -443,7 +443,7 @@ def update(
         )
     old = Adapter.load(adapter)
     root = workspace_of(old.path)
-    name = name or f"{old.path.name}-updated"
+    name = name or f"{old.path.absolute().name}-updated"
     if not old.manifest["recipe"]:
         raise ConfigError(f"{old.path} has no recipe to go on with. Train it again.")
     recipe = _recipe(old, str(old.path), assignments)

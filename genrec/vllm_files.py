@@ -250,7 +250,7 @@ def is_whole(path: Path, hash_: str, overwrite: bool = False) -> bool:
         return problem is None
     raise AdapterError(
         f"{path} is not the extended base (or model, or LoRA) that its name says: {problem}. "
-        "Replace it: --overwrite, or remove the folder."
+        "Remove the folder; it is written anew."
     )
 
 
@@ -291,8 +291,7 @@ def _write_model_and_table(
 
 def _write_table(folder: Path, table: dict[str, Any]) -> None:
     """``export.json`` beside what it tells of."""
-    written = {entry.name: files.file_hash(entry) for entry in sorted(folder.iterdir())}
-    write_json(folder / "export.json", {**table, "files": written})
+    write_json(folder / "export.json", {**table, "files": files.content_hashes(folder)})
 
 
 def _probe(model: PreTrainedModel) -> dict[str, Any]:

@@ -417,7 +417,7 @@ def test_accuracy_is_that_of_the_adapters_that_it_leaves(shop: Path) -> None:
         assert manifest["recipe"]["dropout"] == 0.1
         assert manifest["recipe"]["seed"] == seed
         # As `genrec eval` finds them.
-        spec = ["eval", "eval/tiny.toml", "k=[10]", "baselines=[]", f'adapters={{one="adapters/bench/{folder.name}"}}']
+        spec = ["eval", "eval/tiny.toml", "k=[10]", "baselines=[]", f'adapters={{one="adapters/{folder.name}"}}']
         done = CliRunner().invoke(app, [*spec, "--json"], catch_exceptions=False)
         row = json.loads(done.stdout)["rows"]["one"]
         assert found["test recall@10"] == row["recall@10"]["mean"]

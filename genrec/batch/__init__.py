@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,16 +110,14 @@ class Estimate:
 
 
 def job_of(keys: Mapping[str, Any]) -> Job:
-    """A job from the keys of ``config.Job``; paths and ``Thresholds`` may be given as such.
+    """A job from the keys of ``config.Job``; paths, ``Thresholds`` and ``VllmOptions`` may be given as such.
 
     Raises:
         ConfigError: A key is unknown, of the wrong type or out of range.
     """
-    plain: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
-    thresholds = keys.get("thresholds")
-    if isinstance(thresholds, Thresholds):
-        plain["thresholds"] = asdict(thresholds)
-    return from_table(Job, plain, "job")
+    return from_table(
+        Job, {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}, "job"
+    )
 
 
 def run_batch(
@@ -278,6 +276,7 @@ def _check_bad(job: Job, opened: Output, rows: int, bad: int) -> None:
 
 def estimate(job: Job) -> Estimate:
     """What a job will take: up to 512 rows, evenly spread over the input, are timed; nothing is written."""
+    runners.check(job, None)
     loaded = load(job, model=False)
     source = Users.open(job.users, types=loaded.user_columns)
     shards.check_columns(loaded, source)

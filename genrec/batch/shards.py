@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from genrec import readers, restrictions, tables
 from genrec.batch import output, steps, users
 from genrec.batch.previous import Previous
-from genrec.config import Job, workspace_of
+from genrec.config import Job
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, PromptError
 
@@ -294,7 +294,7 @@ def data_folder(job: Job, recommender: Recommender) -> Path:
     """The data set folder that a job reads: its own, or that of the adapter."""
     if job.data is not None:
         return Path(job.data)
-    return workspace_of(recommender.adapter.path) / recommender.adapter.manifest["data"]["path"]
+    return recommender.adapter.data_folder
 
 
 def cold_items(job: Job, recommender: Recommender) -> set[str] | None:

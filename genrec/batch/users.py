@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from genrec.batch import sources
 from genrec.batch.sources import COLUMN, ITEM_LISTS, OURS, PIECE, Types, encodable
 from genrec.errors import DataError
-from genrec.tables import FAULT, VALUE
+from genrec.tables import FAULT, VALUE, as_ids
 
 ERRORS = {"row": pl.Int64, "user_id": pl.String, "column": pl.String, "value": pl.String, "reason": pl.String}
 SHOWN = 200  # Characters of a bad value that are kept.
@@ -142,7 +142,7 @@ class Users:
         hashes, ids, rows = bytearray(), bytearray(), 0
         missing = []
         for start, piece in self.pieces():
-            users, lists = _ids(piece), _all_lists(piece)
+            users, lists = as_ids(piece["user_id"]).to_list(), _all_lists(piece)
             hashes += b"".join(_row_hashes(piece, users, lists))
             ids += b"".join(_hash16(user or "") for user in users)
             missing.append(np.array([not user for user in users], dtype=bool))
@@ -172,7 +172,7 @@ def check(raw: pl.DataFrame, start: int, survey: Survey, index: Mapping[str, int
     Returns:
         Every row once, in ``frame`` or in ``errors``, there with the first of what is wrong with it.
     """
-    users, lists, contexts = _ids(raw), _all_lists(raw), _contexts(raw)
+    users, lists, contexts = as_ids(raw["user_id"]).to_list(), _all_lists(raw), _contexts(raw)
     faults = raw[FAULT].to_list() if FAULT in raw.columns else [None] * len(raw)
     columns = raw[COLUMN].to_list() if COLUMN in raw.columns else [None] * len(raw)
     good: list[int] = []
@@ -236,11 +236,6 @@ def error_frame(faults: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
 
 
 # One value
-
-
-def _ids(raw: pl.DataFrame) -> list[str | None]:
-    ids = raw["user_id"]
-    return (ids.fill_nan(None) if ids.dtype.is_float() else ids).cast(pl.String).to_list()
 
 
 def _all_lists(raw: pl.DataFrame) -> dict[str, list[Any]]:

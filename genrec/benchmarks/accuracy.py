@@ -76,7 +76,7 @@ def accuracy(
     label = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
     rows: list[Row] = []
     for seed in seeds:
-        name = f"bench/{data.name}-{label}-{seed}"
+        name = f"bench-{data.name}-{label}-{seed}"
         progress.say(f"{name}: {' '.join(assignments) or 'the recipe as it is'}")
         began = time.perf_counter()
         chosen = base

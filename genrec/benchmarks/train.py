@@ -31,7 +31,7 @@ from genrec.options import LORA_DEFAULTS
 from genrec.prompts import Prompt
 from genrec.splits import Split
 from genrec.tokenization import IGNORE, Tokenization, add_identifier_tokens
-from genrec.trainer import TRL_TRAINER, ready
+from genrec.trainer import OWN_INPUTS, TRL_TRAINER, ready
 from genrec.validation import ValidationSet
 
 PARTS = ("step", "rows", "items", "padding", "accuracy")
@@ -240,7 +240,7 @@ def _in_trainer(setup: _Setup, build: Callable[[_Setup], Any], rows: Rows, clock
 
         def recorded(model: Any, inputs: Any, **options: Any) -> torch.Tensor:
             if theirs:
-                plain = {key: value for key, value in inputs.items() if key not in ("weights", "rows", "tasks")}
+                plain = {key: value for key, value in inputs.items() if key not in OWN_INPUTS}
                 loss = TRL_TRAINER.compute_loss(trainer, model, plain, **options)
             else:
                 loss = own(model, inputs, **options)

@@ -36,7 +36,8 @@ def eval_(
     from genrec.report import Report, question_table
 
     if compare is not None:
-        if spec is not None or name is not None or against or tune_baselines:
+        runs = engine is not None or device != "cpu" or dtype != "float32"
+        if spec is not None or name is not None or against or tune_baselines or runs:
             raise typer.BadParameter("--compare reads two saved reports; leave SPEC and the other options out.")
         from genrec import comparison
 
