@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
@@ -40,9 +41,10 @@ def combine(
     Raises:
         ConfigError, DataError: As there, or no new interaction is left.
     """
-    mapped = [pair for mapping in (columns, item_columns, user_columns) for pair in (mapping or {}).items()]
-    text = [*readers.TEXT_COLUMNS, *(theirs for ours, theirs in mapped if ours in readers.TEXT_COLUMNS)]
-    read = readers.read((), format=format, interactions=interactions, items=items, users=users, text=text)
+    read = readers.read(
+        (), format=format, interactions=interactions, items=items, users=users,
+        columns=columns, item_columns=item_columns, user_columns=user_columns,
+    )  # fmt: skip
     catalogue, people, bad = old.items, old.users, [old.bad_rows]
     options: dict[str, Any] = {"log_columns": columns, "on_bad_row": on_bad_row}
     if read.items is not None:
@@ -78,6 +80,7 @@ def combine(
         catalogue = _merged(catalogue, new.items, "item_id", "the log")
     bad.append(new.bad_rows)
     both, left_out = old.append(replace(new, items=catalogue, users=people))
+    filled = left_out.pop("filled")
     added = both.interactions.height - old.interactions.height
     counts = {
         "interactions": added,
@@ -93,11 +96,18 @@ def combine(
     manifest = {
         **both.manifest,
         "name": name or old.manifest["name"],
-        "source": list(dict.fromkeys([*old.manifest.get("source", []), *new.manifest.get("source", [])])),
-        "filled_timestamps": old.manifest.get("filled_timestamps", 0) + new.manifest.get("filled_timestamps", 0),
+        "source": list(dict.fromkeys([*old.manifest.get("source", []), *_sources(read)])),
+        "filled_timestamps": filled
+        + old.manifest.get("filled_timestamps", 0)
+        + new.manifest.get("filled_timestamps", 0),
         "updates": [*old.manifest.get("updates", []), {"from": old.hash, **counts}],
     }
-    return replace(both, manifest=manifest, bad_rows=pl.concat(bad)), counts
+    return replace(both, manifest=manifest, bad_rows=pl.concat(bad)).counted(), counts
+
+
+def _sources(read: readers.Tables) -> list[str]:
+    """Names of the files that tables were read from."""
+    return [Path(place).name for table in read if table is not None for place in table[tables.SOURCE].unique()]
 
 
 def _merged(old: pl.DataFrame, new: pl.DataFrame, key: str, where: str) -> pl.DataFrame:

@@ -412,7 +412,7 @@ def plan(
         if number in questions:
             return questions[number].size(int(seen[-1]), seen[:-1], int(histories.begin[index]) + stop - 1)
         cut = cuts[number]
-        budget = cut.budget(index, stop - 1) if kind == HISTORY else min(cut.budgets, default=0)
+        budget = cut.budget(index, stop - 1) if kind == HISTORY else cut.least
         head = tokenization.max_length - budget - tokenization.tokens.shape[1]
         return head + float(cut.catalogue[seen[:-1]].sum() + tokenization.lengths[seen[-1]])
 

@@ -125,7 +125,7 @@ class Dataset:
             "exclude_seen": bool(exclude_seen),
             **checked.facts,
         }
-        return cls(checked.interactions, checked.items, checked.users, manifest, checked.bad_rows)._counted()
+        return cls(checked.interactions, checked.items, checked.users, manifest, checked.bad_rows).counted()
 
     @classmethod
     def load(cls, path: str | Path) -> Dataset:
@@ -313,7 +313,7 @@ class Dataset:
             people = people.join(log.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
         catalogue = self.items.filter(pl.Series(per_item >= items))
         manifest = {**self.manifest, "k_core": {"users": users, "items": items}}
-        return Dataset(log, catalogue, people, manifest, self.bad_rows)._counted()
+        return Dataset(log, catalogue, people, manifest, self.bad_rows).counted()
 
     def append(self, new: Dataset) -> tuple[Dataset, dict[str, int]]:
         """This data set with the interactions of another one after it, and its tables in the place of these.
@@ -327,7 +327,8 @@ class Dataset:
             new: Checked interactions; its catalogue begins with the items here, in their order.
 
         Returns:
-            The data set, and how many events were left out: ``repeated`` and ``late``.
+            The data set, and how many events were left out: ``repeated`` and ``late``, and ``filled``, how many got
+            the timestamp before them.
 
         Raises:
             DataError: The catalogue is another one.
@@ -346,17 +347,19 @@ class Dataset:
         untimed = pl.col("__known").fill_null(False) & pl.col("__last").is_null()
         kept = kept.with_columns(timestamp=pl.when(~untimed).then(pl.col("timestamp"))).drop("__last", "__known")
         both = pl.concat([self.interactions, kept], how="diagonal_relaxed")
+        timeless = both["timestamp"].null_count()
         number = pl.DataFrame({"user_id": both["user_id"].unique(maintain_order=True)}).with_row_index("__user")
         both = both.join(number, on="user_id", how="left", maintain_order="left").sort("__user", maintain_order=True)
         both = both.drop("__user").with_columns(
             timestamp=pl.col("timestamp").forward_fill().over("user_id"),
             order=pl.int_range(pl.len(), dtype=pl.Int32).over("user_id"),
         )
+        told["filled"] = timeless - both["timestamp"].null_count()
         if "weight" in both.columns:
             both = both.with_columns(pl.col("weight").fill_null(1))
         log = both.select(*(c for c in tables.INTERACTION_COLUMNS if c in both.columns), *self.context_columns)
         bad_rows = pl.concat([self.bad_rows, new.bad_rows])
-        return Dataset(log, new.items, new.users, self.manifest, bad_rows)._counted(), told
+        return Dataset(log, new.items, new.users, self.manifest, bad_rows).counted(), told
 
     def summary(self) -> dict[str, Any]:
         """Counts and shapes that tell whether the data are what one thinks they are; JSON-able values."""
@@ -480,7 +483,7 @@ class Dataset:
             events=events,
         )
 
-    def _counted(self) -> Dataset:
+    def counted(self) -> Dataset:
         """The same data set with the counts of its manifest brought up to date."""
         counts = {
             "users": self.interactions["user_id"].n_unique(),

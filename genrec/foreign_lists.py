@@ -139,6 +139,7 @@ def read_lists(
         "unknown_users": strangers["user_id"].n_unique(),
         "unknown_items": unknown.height,
         "rows_beyond_k": scored.height - kept.height,
+        "places": int((lists != -1).sum()),
         "places_in_history": sum(
             int(np.isin(row[row >= 0], history).sum()) for row, history in zip(lists, histories, strict=True)
         ),

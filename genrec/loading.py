@@ -91,12 +91,11 @@ def model_engine(
 
     from genrec.engines.local import LocalEngine
 
-    if str(device).partition(":")[0] == "cpu":
-        if needed.weights > (free := memory_at_hand(torch.device("cpu"))):
-            raise ConfigError(
-                f"{adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
-                "smaller dtype (bfloat16), or another device."
-            )
+    if str(device).partition(":")[0] == "cpu" and needed.weights > (free := memory_at_hand(torch.device("cpu"))):
+        raise ConfigError(
+            f"{adapter.path} takes {needed}, and {size(free)} are available. Free some, choose a "
+            "smaller dtype (bfloat16), or another device."
+        )
     model: Any = adapter.model(tokenization, dtype=dtype)
     try:
         model = model.to(device)

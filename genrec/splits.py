@@ -271,7 +271,7 @@ def temporal(
     if not ordered[0] < valid_time < test_time:
         raise DataError(
             f"the timestamps are too coarse for a temporal split: the first is {ordered[0]}, validation would "
-            f"begin at {valid_time} and test at {test_time}. Use other fractions, or leave_one_out."
+            f"begin at {valid_time} and test at {test_time}. Use leave_one_out."
         )
     before_valid = np.bincount(users, weights=known & (times < valid_time)).astype(np.int64)
     before_test = np.bincount(users, weights=known & (times < test_time)).astype(np.int64)

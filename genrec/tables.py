@@ -517,6 +517,8 @@ def add_to_hash(digest: Any, series: pl.Series) -> None:
     elif known.dtype == pl.String:
         digest.update(b"text" + known.str.len_bytes().cast(pl.Int64).to_numpy().astype("<i8").tobytes())
         digest.update(known.str.join("").item().encode())
+    elif known.dtype in (pl.UInt64, pl.Int128) and known.cast(pl.Int64, strict=False).null_count():
+        digest.update(b"large" + json.dumps(known.to_list()).encode())
     elif known.dtype == pl.Boolean or known.dtype.is_integer():
         digest.update(b"whole" + known.cast(pl.Int64).to_numpy().astype("<i8").tobytes())
     elif known.dtype.is_float():

@@ -78,12 +78,14 @@ class Cuts:
         catalogue: int64 [items], tokens of an event with each item.
         lengths: Per user int64 [events], tokens of each event.
         budgets: Per user the tokens left for the history: a head may read the user's columns.
+        least: The smallest of them, for rows that are no user's; 0 without users.
         told: The same for a user and the place of the event to be predicted, where the head reads its context.
     """
 
     catalogue: np.ndarray
     lengths: list[np.ndarray]
     budgets: list[int]
+    least: int
     told: Callable[[int, int], int] | None
 
     @classmethod
@@ -116,7 +118,8 @@ class Cuts:
             return budget(user, told.row(int(begin[user]) + event, named=True))
 
         lengths = [catalogue[history] for history in train]
-        return cls(catalogue, lengths, [*map(budget, range(len(train)))], at if prompt.reads["context"] else None)
+        budgets = [*map(budget, range(len(train)))]
+        return cls(catalogue, lengths, budgets, min(budgets, default=0), at if prompt.reads["context"] else None)
 
     def budget(self, user: int, event: int) -> int:
         """Tokens left for the history of a user where the event at this place of it is predicted."""

@@ -319,6 +319,11 @@ def test_what_is_no_adapter_is_refused(copied: Path, tmp_path: Path) -> None:
     shutil.rmtree(copied / "adapters" / "lora")
     with pytest.raises(AdapterError, match=r"Train it: genrec train .*adapters/lora\.toml"):
         Adapter.load(copied / "adapters" / "lora")
+    (copied / "adapters" / "lora.v2.toml").write_text("")
+    with pytest.raises(AdapterError, match=r"Train it: genrec train .*adapters/lora\.v2\.toml"):
+        Adapter.load(copied / "adapters" / "lora.v2")
+    with pytest.raises(AdapterError, match="no adapter here"):
+        Adapter.load(".")
     with pytest.raises(AdapterError, match="no adapter here"):  # A base alone.
         Adapter.load(copied / "adapters" / "random")
 

@@ -76,6 +76,9 @@ def test_positives_are_those_of_the_old_data_set_and_bad_rows_are_named(tmp_path
     both, _ = combine(old, more, on_bad_row="skip")
     assert both.bad_rows["value"].to_list() == ["q"]
     twice = write(tmp_path / "items.csv", pl.DataFrame({"item_id": ["n", "n"]}))
+    both, _ = combine(old, more, twice, on_bad_row="skip")
+    assert both.manifest["counts"]["bad_rows"] == both.bad_rows.height == 2
+    assert both.manifest["source"][-2:] == ["more.csv", "items.csv"]
     with pytest.raises(DataError, match=r"items\.csv:3 item_id 'n' stands in an earlier row too"):
         combine(old, tmp_path / "day.csv", twice)
     with pytest.raises(DataError, match="no column 'user'"):
@@ -99,5 +102,15 @@ def test_users_without_times_get_none_and_missing_times_take_the_last_one(tmp_pa
     old = Dataset.from_frames(table([("a", "x"), ("b", "y")], "user_id", "item_id"))
     log = write(tmp_path / "log.csv", table([("a", "y", 3), ("b", "y", None)], "user_id", "item_id", "timestamp"))
     assert combine(old, log)[0].interactions["timestamp"].to_list() == [None] * 4
-    times = combine(small(), log)[0].interactions.filter(pl.col("user_id") == "b")["timestamp"]
-    assert times.to_list() == [10, 20, 20]
+    timed = combine(small(), log)[0]
+    assert timed.interactions.filter(pl.col("user_id") == "b")["timestamp"].to_list() == [10, 20, 20]
+    assert timed.manifest["filled_timestamps"] == 1
+
+
+def test_a_title_in_words_is_read_as_an_import_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "day.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\na\tz\t40\n")
+    (tmp_path / "day.item").write_text("item_id:token\tmovie_title:token_seq\nz\tThe Piano\n")
+    both, _ = combine(
+        small(), tmp_path / "day.inter", tmp_path / "day.item", format="recbole", item_columns={"title": "movie_title"}
+    )
+    assert both.items["title"].to_list() == ["X", "Y", "The Piano"]

@@ -573,7 +573,10 @@ def test_an_output_to_compare_with_is_looked_at_before_the_job(workspace: Path, 
 
 def test_thresholds_that_nothing_is_compared_with_are_told(workspace: Path, tmp_path: Path) -> None:
     keys = {"adapter": workspace / "adapters" / "lora", "users": workspace / "data" / "tiny", "out": tmp_path / "out"}
-    job = job_of({**keys, "engine": "dummy", "k": 3, "thresholds": Thresholds(max_churn=0.5)})
+    job = job_of(
+        {**keys, "engine": "dummy", "k": 3, "thresholds": Thresholds(max_churn=0.5), "vllm": VllmOptions(timeout=9)}
+    )
+    assert job.vllm == VllmOptions(timeout=9)
     assert "the thresholds were not checked: there is no --compare" in report(run(job), job)
 
 

@@ -247,6 +247,7 @@ def test_eval_beside_a_list_and_compared(run: Run, inside: Path) -> None:
     assert [(test["a"], test["b"]) for test in table["tests"][:2]] == [("lora", "base"), ("popularity", "popularity")]
     assert run("eval", "eval/tiny.toml", "--compare", "tiny", "other").code == 2
     assert run("eval", "--name", "both", "--compare", "tiny", "other").code == 2
+    assert run("eval", "--dtype", "bfloat16", "--compare", "tiny", "other").code == 2
     assert run("eval").code == 2
     assert run("eval", "--compare", "tiny", "none").code == 3
 

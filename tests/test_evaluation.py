@@ -635,6 +635,10 @@ def test_an_engine_that_is_not_there_is_told_before_anything_is_fitted(
     monkeypatch.setattr("genrec.evaluation._fitted", lambda *_, **__: pytest.fail("baselines were fitted"))
     with pytest.raises(ConfigError, match="vLLM is not installed"):
         evaluate(workspace / "eval" / "tiny.toml", assignments=["engine=vllm"])
+    monkeypatch.undo()
+    monkeypatch.setattr("genrec.engines.vllm.version", version)  # Baselines alone need none.
+    alone = ["engine=vllm", "adapters={}", 'baselines=["popularity"]']
+    assert "vllm" not in evaluate(workspace / "eval" / "tiny.toml", assignments=alone).protocol["versions"]
 
 
 def test_a_column_that_the_users_lack_is_refused(workspace: Path, data: genrec.Dataset) -> None:

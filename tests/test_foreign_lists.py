@@ -51,6 +51,7 @@ def test_lists_are_taken_as_they_are(data: genrec.Dataset, tmp_path: Path, capsy
         "unknown_users": 1,
         "unknown_items": 1,
         "rows_beyond_k": 1,
+        "places": 4,
         "places_in_history": 1,
         "problems": [
             f"{path}: row 7, column user_id: '77' is not in the data set.",

@@ -318,7 +318,8 @@ def test_segments_in_which_an_adapter_loses() -> None:
 
 def test_what_one_must_know_before_one_compares_is_told() -> None:
     told = {"exclude_seen": True, "adapters": {"new": {"kept": {"step": 0}}, "old": {"kept": {"step": 40}}}}
-    lists = {"today": {"rows": 9430, "places_in_history": 4816}, "clean": {"rows": 10, "places_in_history": 0}}
+    lists = {"today": {"rows": 99999, "places": 9430, "places_in_history": 4816},
+             "clean": {"rows": 10, "places": 10, "places_in_history": 0}}  # fmt: skip
     one, two = words.cautions({**told, "against": lists})
     assert one.startswith("new kept the weights that its training began with (step 0)")
     assert two.startswith("4,816 of the 9,430 places of today (51.1%) name items that the user had before, ")

@@ -14,7 +14,7 @@ import cloudpickle
 import polars as pl
 import pytest
 
-from genrec.batch import job_of, load, output, run, run_batch, runners
+from genrec.batch import job_of, load, output, run, estimate, run_batch, runners
 from genrec.batch.output import Record, open_output
 from genrec.batch.previous import Previous
 from genrec.batch.runners import RUNNERS, Work, Worker
@@ -152,6 +152,8 @@ def test_what_ray_cannot_do_is_refused_at_once(
     with pytest.raises(ConfigError, match=message):
         run_batch(adapter, users(tmp_path), tmp_path / "out", runner="ray", workers=2, **keys)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match='device is "cuda:1", and Ray'):
+        estimate(work(workspace, tmp_path, runner="ray", device="cuda:1").job)
     runners.check(work(workspace, tmp_path, device="cuda:1").job, None)
     runners.check(work(workspace, tmp_path, runner="ray", device="cuda").job, None)
 

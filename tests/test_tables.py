@@ -310,10 +310,11 @@ def test_hash_takes_equal_values_as_equal() -> None:
         (pl.Series(["a"], dtype=pl.Categorical), pl.Series(["a"])),
         (pl.Series([day]), pl.Series([datetime.datetime(2020, 1, 2)])),
         (pl.Series([0.5], dtype=pl.Float32), pl.Series([0.5])),
+        (pl.Series([7], dtype=pl.UInt64), pl.Series([7])),
     ):
         assert digest(first) == digest(second)
     different: list[Any] = [[1], [2], ["1"], [None], [], ["a", "bc"], ["ab", "c"], [["a"], ["b"]], [["a", "b"], []]]
-    different += [[0.5], [{"a": 1}], [{"a": 2}]]
+    different += [[0.5], [{"a": 1}], [{"a": 2}], [2**63], [2**63 + 1]]
     assert len({digest(pl.Series(values)) for values in different}) == len(different)
 
 

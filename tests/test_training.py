@@ -154,6 +154,9 @@ def test_a_recipe_object_needs_a_name_and_does_the_same(shop: Path) -> None:
     recipe = config.load_recipe(shop / "adapters" / "lora.toml")
     with pytest.raises(ConfigError, match="name= must say"):
         training.train(recipe, workspace=shop)
+    for name in ("shop/new", "../new", ".new", ""):  # A nested one would not find its workspace again.
+        with pytest.raises(ConfigError, match=r"train: name is '.*'\. It is one folder's name"):
+            training.train(recipe, workspace=shop, name=name)
     data = genrec.Dataset.load(shop / "data" / "tiny")
     out = training.train(recipe, data, name="object", workspace=shop)
     assert out == shop / "adapters" / "object"

@@ -43,6 +43,17 @@ def test_adapters_with_the_same_rows_share_their_base(inside: Path, tmp_path: Pa
     assert half != first[0]
 
 
+def test_folders_beside_the_weights_are_checked_too(inside: Path, tmp_path: Path) -> None:
+    rec = Recommender.load(inside / "adapters" / "lora", engine="dummy")
+    rec.tokenization.tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    model, _ = written(rec, tmp_path)
+    extra = next(model.glob("*/*.jinja"))
+    assert written(rec, tmp_path)[0] == model
+    extra.write_text("changed")
+    with pytest.raises(AdapterError, match=r"tools\.jinja was changed.* Remove the folder; it is written anew"):
+        written(rec, tmp_path)
+
+
 def test_changed_file_is_refused(workspace: Path, tmp_path: Path) -> None:
     rec = Recommender.load(workspace / "adapters" / "lora", engine="dummy")
     model, _ = written(rec, tmp_path)

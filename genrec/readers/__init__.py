@@ -74,10 +74,12 @@ def read(
     interactions: PathLike | Sequence[PathLike] | None = None,
     items: PathLike | None = None,
     users: PathLike | None = None,
-    text: Iterable[str] = TEXT_COLUMNS,
+    columns: Mapping[str, str] | None = None,
+    item_columns: Mapping[str, str] | None = None,
+    user_columns: Mapping[str, str] | None = None,
     all_items: bool = False,
 ) -> Tables:
-    """Read files into tables, without checking them.
+    """Read files into tables, without checking or renaming their columns.
 
     Args:
         paths: A folder with ``interactions.*`` and, if there are any, ``items.*`` and ``users.*``; a MovieLens folder;
@@ -87,18 +89,43 @@ def read(
         interactions: The log or logs, whatever their names.
         items: The catalogue, whatever its name.
         users: The users table, whatever its name.
-        text: Columns of items and users that stay text where CSV has nothing but numbers in them.
+        columns, item_columns, user_columns: Which column of a file is which of genrec's. What is an id or a text there
+            stays text where CSV has nothing but numbers in it, and a title that is a list of words becomes one text.
         all_items: Of Amazon's metadata, take the items that no review names too. Other catalogues are taken whole.
 
     Raises:
-        ConfigError: A file is missing or its format unknown.
+        ConfigError: A file is missing or its format unknown, or columns are named where the format has its own.
         DataError: A file is not in its format.
     """
+    tables = _read(paths, format, interactions, items, users, (columns, item_columns, user_columns), all_items)
+    title = (item_columns or {}).get("title")
+    if tables.items is not None and title in tables.items.columns and tables.items[title].dtype == pl.List(pl.String):
+        # A sequence of words, as in RecBole's files.
+        tables = tables._replace(items=tables.items.with_columns(pl.col(title).list.join(" ")))
+    return tables
+
+
+def _read(
+    paths: PathLike | Sequence[PathLike],
+    format: str | None,
+    interactions: PathLike | Sequence[PathLike] | None,
+    items: PathLike | None,
+    users: PathLike | None,
+    mappings: Sequence[Mapping[str, str] | None],
+    all_items: bool,
+) -> Tables:
     if format is not None and format not in FORMATS:
         raise ConfigError(f"format {format!r} is unknown. {suggestion(format, FORMATS)}")
     places = _paths(paths)
     logs, catalogues, people = _paths(interactions or ()), _paths(items or ()), _paths(users or ())
     found = format or _recognise([*places, *logs])
+    mapped = [pair for mapping in mappings for pair in (mapping or {}).items()]
+    text = [*TEXT_COLUMNS, *(theirs for ours, theirs in mapped if ours in TEXT_COLUMNS)]
+    if found == "amazon" and mapped:
+        raise ConfigError(
+            f"{[*places, *logs][0]} holds Amazon reviews, whose columns get genrec's names by themselves. Leave out "
+            "the names of columns, or have the files read as they are: --format jsonl."
+        )
     if len(places) == 1 and places[0].is_dir():
         folder = places.pop()
         if found in FOLDER_FORMATS:
@@ -172,23 +199,12 @@ def import_files(
     all_items: bool = False,
 ) -> Dataset:
     """``read``, then ``Dataset.from_frames``: see there for the arguments. ``name`` defaults to the first path's."""
-    mapped = [pair for mapping in (columns, item_columns, user_columns) for pair in (mapping or {}).items()]
-    text = [*TEXT_COLUMNS, *(theirs for ours, theirs in mapped if ours in TEXT_COLUMNS)]
-    given = [*_paths(paths), *_paths(interactions or ())]
-    if format is None and mapped and _recognise(given) == "amazon":
-        raise ConfigError(
-            f"{given[0]} holds Amazon reviews, whose columns get genrec's names by themselves. Leave out the names of "
-            "columns, or have the files read as they are: --format jsonl."
-        )
     tables = read(
-        paths, format=format, interactions=interactions, items=items, users=users, text=text, all_items=all_items
-    )
-    title = (item_columns or {}).get("title")
-    if tables.items is not None and title in tables.items.columns and tables.items[title].dtype == pl.List(pl.String):
-        # A sequence of words, as in RecBole's files.
-        tables = tables._replace(items=tables.items.with_columns(pl.col(title).list.join(" ")))
+        paths, format=format, interactions=interactions, items=items, users=users,
+        columns=columns, item_columns=item_columns, user_columns=user_columns, all_items=all_items,
+    )  # fmt: skip
     if name is None:
-        name = given[0].resolve().name.split(".")[0]
+        name = [*_paths(paths), *_paths(interactions or ())][0].resolve().name.split(".")[0]
     return Dataset.from_frames(
         tables.interactions,
         tables.items,

@@ -190,10 +190,10 @@ def cautions(protocol: Mapping[str, Any]) -> list[str]:
         if (told.get("kept") or {}).get("step") == 0
     ]
     for label, told in (protocol.get("against") or {}).items():
-        places, rows = told.get("places_in_history") or 0, told.get("rows") or 0
-        if places and rows and protocol.get("exclude_seen"):
+        seen, places = told.get("places_in_history") or 0, told.get("places") or 0
+        if seen and places and protocol.get("exclude_seen"):
             out.append(
-                f"{places:,} of the {rows:,} places of {label} ({percent(places / rows)}) name items that the user had "
+                f"{seen:,} of the {places:,} places of {label} ({percent(seen / places)}) name items that the user had "
                 "before, which the lists made here leave out. With other items in their place it could stand higher."
             )
     return out
