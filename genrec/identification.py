@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from genrec import features
 from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError, LeakError
-from genrec.identifiers import Identifiers
+from genrec.identifiers import FROM_VECTORS, Identifiers
 from genrec.splits import Split
 from genrec.tokenization import text_tokens
 from genrec.toml import as_table
@@ -51,7 +50,7 @@ def build_identifiers(
         split, ties, split_seed: What part of the interactions is for training, as the recipe says that will use them.
         dimensions: Of the text vectors, and as many again of the collaborative ones (``features`` of a recipe).
         rows_of: The folder of an adapter with one token per item, trained on the same part; read by "semantic" alone.
-        seed: Of features and clusters.
+        seed: Of features and clusters, and of the drawing of "random".
 
     Raises:
         ConfigError: An unknown scheme, no base for "title", more items than ``codes ** levels``, or an adapter of other
@@ -61,8 +60,10 @@ def build_identifiers(
     """
     data = data if isinstance(data, Dataset) else Dataset.load(data)
     part = data.split(split, ties=ties, seed=split_seed)
+    vectors = None
     if rows_of is None:
-        vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
+        if scheme in FROM_VECTORS:
+            vectors = features.item_vectors(data.items, part.train, dimensions=dimensions, seed=seed).vectors
     elif scheme != "semantic":
         raise ConfigError(f"the scheme is {scheme!r}, and rows of an adapter make semantic identifiers alone.")
     else:
@@ -70,8 +71,10 @@ def build_identifiers(
         parts = [_learnt(Path(rows_of), data, part), text]
         vectors = np.concatenate([features.unit(one) for one in parts], axis=1)
     titles = _titles(data, bases.find(base)) if scheme == "title" and base is not None else None
-    made = Identifiers.build(scheme, data.item_ids, vectors, titles=titles, levels=levels, codes=codes, seed=seed)
-    return replace(made, fitted_on=part.train_hash) if scheme == "semantic" else made
+    return Identifiers.build(
+        scheme, data.item_ids, vectors,
+        titles=titles, levels=levels, codes=codes, seed=seed, fitted_on=part.train_hash,
+    )  # fmt: skip
 
 
 def _learnt(folder: Path, data: Dataset, part: Split) -> np.ndarray:
@@ -129,9 +132,9 @@ def identify(
         titles = _titles(data, base) if wanted.scheme == "title" else None
         made = Identifiers.build(
             wanted.scheme, data.item_ids, vectors,
-            titles=titles, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed,
+            titles=titles, levels=wanted.levels, codes=wanted.codes, seed=recipe.seed, fitted_on=split.train_hash,
         )  # fmt: skip
-        return replace(made, fitted_on=split.train_hash) if made.scheme == "semantic" else made, False
+        return made, False
     if list(found.item_ids) != data.item_ids:
         raise ConfigError(
             f"{source} has identifiers for {len(found.item_ids)} items, and they are not the {len(data.item_ids)} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from genrec.files import new_file, text_hash
 
 Tokens = tuple[str, ...]
 Titles = Sequence[Sequence[str]]  # The title of each item as tokens.
+Matrix = NDArray[np.floating]
 
 LONGEST_TITLE = 32  # Tokens of a title that an identifier of the scheme "title" keeps.
 _TITLE_END = "<|title_end|>"
@@ -30,36 +31,47 @@ _TITLE_OWN = {_TITLE_END, *_TITLE_NUMBERS}
 
 
 def _atomic(
-    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+    taken: list[Tokens], m: int, vectors: Matrix | None, titles: Titles | None, levels: int, codes: int, seed: int
 ) -> list[Tokens]:
     """One token per item: the most accurate where data is small, and one decoding step."""
-    return [(f"<|item_{item}|>",) for item in range(n)]
+    used = {token for tokens in taken for token in tokens}
+    free = (token for number in count(len(taken)) if (token := f"<|item_{number}|>") not in used)
+    return [(token,) for token in islice(free, m)]
 
 
 def _semantic(
-    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+    taken: list[Tokens], m: int, vectors: Matrix | None, titles: Titles | None, levels: int, codes: int, seed: int
 ) -> list[Tokens]:
-    """Residual k-means codes of the vectors: similar items share a prefix."""
+    """Residual k-means codes of the vectors, so that similar items share a prefix; for more items the nearest free."""
     if vectors is None:
         raise ConfigError(
             "semantic identifiers are made from vectors, and none were given. Pass vectors=, or choose "
             'the scheme "atomic" or "random".'
         )
-    return _spell(semantic_ids.codes(vectors, levels=levels, codes=codes, seed=seed))
+    if not taken:
+        return _spell(semantic_ids.codes(vectors, levels=levels, codes=codes, seed=seed))
+    n, given = len(taken), _codes(taken)
+    return _spell(semantic_ids.extend(given, vectors[:n], vectors[n:], codes=max(codes, int(given.max()) + 1)))
 
 
 def _random(
-    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+    taken: list[Tokens], m: int, vectors: Matrix | None, titles: Titles | None, levels: int, codes: int, seed: int
 ) -> list[Tokens]:
     """Distinct code tuples drawn uniformly: what semantic identifiers are to be compared with."""
-    semantic_ids.check_room(n, levels, codes)
-    numbers = np.random.default_rng(seed).choice(codes**levels, n, replace=False)
+    n, used = len(taken), np.empty(0, dtype=np.int64)
+    given = _codes(taken) if taken else None
+    if given is not None:
+        levels, codes = given.shape[1], max(codes, int(given.max()) + 1)
+    semantic_ids.check_room(n + m, levels, codes)
     powers = codes ** np.arange(levels - 1, -1, -1)
-    return _spell(numbers[:, None] // powers % codes)
+    if given is not None:
+        used = given @ powers
+    drawn = np.random.default_rng([seed, n] if n else seed).choice(codes**levels, n + m, replace=False)
+    return _spell(drawn[~np.isin(drawn, used)][:m, None] // powers % codes)
 
 
 def _title(
-    n: int, vectors: ArrayLike | None, titles: Titles | None, levels: int, codes: int, seed: int
+    taken: list[Tokens], m: int, vectors: Matrix | None, titles: Titles | None, levels: int, codes: int, seed: int
 ) -> list[Tokens]:
     """The first ``LONGEST_TITLE`` tokens of the title, and a terminator, which no title can spell.
 
@@ -71,9 +83,9 @@ def _title(
             "title identifiers are spelled in the tokens of a base, and none were given. Set identifiers.scheme = "
             '"title" in a recipe, which names its base, or pass base=.'
         )
-    if len(titles) != n:
-        raise IdentifierError(f"{n} items need as many titles, found {len(titles)}.")
-    return _spell_titles(titles, ())
+    if len(titles) != m:
+        raise ConfigError(f"{m} items need as many titles in tokens of the base, found {len(titles)}.")
+    return _spell_titles(titles, taken)
 
 
 def _spell_titles(titles: Titles, taken: Iterable[Tokens]) -> list[Tokens]:
@@ -100,12 +112,15 @@ def _numbered(title: Tokens, number: int) -> Tokens:
     return (*title, *reversed(digits), _TITLE_END)
 
 
-SCHEMES: dict[str, Callable[[int, ArrayLike | None, Titles | None, int, int, int], list[Tokens]]] = {
+# From the identifiers that are there already and the number of new items to those of the new ones; vectors are of all
+# items, the old ones first, titles of the new ones. Those that are there stay as they are.
+SCHEMES: dict[str, Callable[[list[Tokens], int, Matrix | None, Titles | None, int, int, int], list[Tokens]]] = {
     "atomic": _atomic,
     "semantic": _semantic,
     "title": _title,
     "random": _random,
 }
+FROM_VECTORS = ("semantic",)  # What may have learnt of interactions through them.
 
 
 @dataclass(frozen=True)
@@ -178,8 +193,9 @@ class Identifiers:
         levels: int = 3,
         codes: int = 256,
         seed: int = 0,
+        fitted_on: str = "",
     ) -> Identifiers:
-        """Make identifiers for a catalogue. Deterministic under ``seed``.
+        """Make identifiers for a catalogue, by ``extend`` of none. Deterministic under ``seed``.
 
         Under "atomic" and "title", items that are appended to a catalogue leave the identifiers of the others as they
         are.
@@ -192,16 +208,15 @@ class Identifiers:
             levels: Codes per identifier of "semantic" and "random".
             codes: Different codes per level; codes ** levels must be at least n.
             seed: Of k-means, or of the drawing.
+            fitted_on: Hash of the training histories behind the vectors; kept where they are read.
 
         Raises:
             ConfigError: Unknown scheme, no vectors or titles where they are needed, or codes ** levels < n.
             IdentifierError: Item ids that repeat.
         """
-        if scheme not in SCHEMES:
-            raise ConfigError(f"unknown identifier scheme {scheme!r}. {suggestion(str(scheme), SCHEMES)}")
-        if vectors is not None:
-            vectors = _matrix(vectors, len(item_ids))
-        return cls(scheme, list(item_ids), SCHEMES[scheme](len(item_ids), vectors, titles, levels, codes, seed))
+        return cls(scheme, [], []).extend(
+            item_ids, vectors=vectors, titles=titles, levels=levels, codes=codes, seed=seed, fitted_on=fitted_on
+        )
 
     def extend(
         self,
@@ -209,8 +224,10 @@ class Identifiers:
         *,
         vectors: ArrayLike | None = None,
         titles: Titles | None = None,
+        levels: int = 3,
         codes: int = 256,
         seed: int = 0,
+        fitted_on: str = "",
     ) -> Identifiers:
         """Identifiers for the items here and, after them, for new ones; those that are here stay as they are.
 
@@ -221,42 +238,23 @@ class Identifiers:
             item_ids: m new item ids, none of which is here.
             vectors: float [n + m, d], of old and new items, made in one way; read by "semantic" alone.
             titles: The titles of the new items as tokens; read by "title" alone.
+            levels: Codes per identifier of "semantic" and "random", where none are here; else they have as many.
             codes: Different codes per level of "semantic" and "random", at least what is used here.
-            seed: Of the drawing of "random".
+            seed: Of the drawing of "random", and of k-means where no identifiers are here.
+            fitted_on: Hash of the training histories behind the vectors; kept where they are read.
 
         Raises:
-            ConfigError: No vectors or titles where they are needed, or more items than identifiers.
+            ConfigError: Unknown scheme, no vectors or titles where they are needed, or more items than identifiers.
             IdentifierError: An item that is here already, or codes that are not spelled as ``build`` spells them.
         """
-        n, m = len(self.item_ids), len(item_ids)
-        if self.scheme == "atomic":
-            used = {token for tokens in self.tokens for token in tokens}
-            free = (token for number in count(n) if (token := f"<|item_{number}|>") not in used)
-            new: list[Tokens] = [(token,) for token in islice(free, m)]
-        elif self.scheme == "title":
-            if titles is None or len(titles) != m:
-                found = "none" if titles is None else len(titles)
-                raise ConfigError(f"{m} new items need as many titles in tokens of the base, found {found}.")
-            new = _spell_titles(titles, self.tokens)
-        elif self.scheme in ("semantic", "random"):
-            if n == 0:
-                raise ConfigError(f"there are no {self.scheme} identifiers to extend. Build them for all items.")
-            given = _codes(self.tokens)
-            codes = max(codes, int(given.max()) + 1)
-            if self.scheme == "semantic":
-                if vectors is None:
-                    raise ConfigError("semantic identifiers of new items are made from vectors, and none were given.")
-                matrix = _matrix(vectors, n + m)
-                new = _spell(semantic_ids.extend(given, matrix[:n], matrix[n:], codes=codes))
-            else:
-                levels = given.shape[1]
-                semantic_ids.check_room(n + m, levels, codes)
-                powers = codes ** np.arange(levels - 1, -1, -1)
-                drawn = np.random.default_rng([seed, n]).choice(codes**levels, n + m, replace=False)
-                new = _spell(drawn[~np.isin(drawn, given @ powers)][:m, None] // powers % codes)
-        else:
-            raise ConfigError(f"unknown identifier scheme {self.scheme!r}. {suggestion(self.scheme, SCHEMES)}")
-        return replace(self, item_ids=[*self.item_ids, *item_ids], tokens=[*self.tokens, *new])
+        new: list[Tokens] = []
+        if item_ids or not self.item_ids:  # Nothing to add to what is here asks for nothing.
+            if self.scheme not in SCHEMES:
+                raise ConfigError(f"unknown identifier scheme {self.scheme!r}. {suggestion(self.scheme, SCHEMES)}")
+            matrix = None if vectors is None else _matrix(vectors, len(self.item_ids) + len(item_ids))
+            new = SCHEMES[self.scheme](self.tokens, len(item_ids), matrix, titles, levels, codes, seed)
+        kept = fitted_on if self.scheme in FROM_VECTORS else ""
+        return Identifiers(self.scheme, [*self.item_ids, *item_ids], [*self.tokens, *new], kept)
 
     def summary(self, items: Sequence[str] = ()) -> dict[str, Any]:
         """Scheme, counts, and the identifiers of ``items``, as plain values.

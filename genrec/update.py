@@ -29,7 +29,7 @@ from genrec import base as bases
 from genrec import features, metrics, progress, readers, training, tuning
 from genrec.adapter import Adapter
 from genrec.additions import combine
-from genrec.config import Recipe, workspace_of
+from genrec.config import IdentifierRecipe, Recipe, workspace_of
 from genrec.curriculum import Fresh
 from genrec.dataset import Dataset
 from genrec.decoding import Trie
@@ -64,12 +64,13 @@ def _extended(
     """The identifiers of all items, and their tokenization."""
     new, made = data.item_ids[len(old.identifiers.item_ids) :], old.identifiers
     tokenizer = bases.Base(old.path.name, old.path).tokenizer()
-    if new:
-        titles = text_tokens(tokenizer, data.items["title"].to_list()[-len(new) :]) if made.scheme == "title" else None
-        codes = recipe.identifiers.codes if recipe.identifiers is not None else 256
-        made = made.extend(new, vectors=texts, titles=titles, codes=codes, seed=recipe.seed)
-    if made.scheme == "semantic":
-        made = replace(made, fitted_on=split.train_hash)
+    titles = None
+    if made.scheme == "title":
+        titles = text_tokens(tokenizer, data.items["title"].to_list()[len(made.item_ids) :])
+    codes = (recipe.identifiers or IdentifierRecipe()).codes
+    made = made.extend(
+        new, vectors=texts, titles=titles, codes=codes, seed=recipe.seed, fitted_on=split.train_hash
+    )  # fmt: skip
     add_identifier_tokens(tokenizer, made)
     frames = old.tokenization().frames
     return made, Tokenization(tokenizer, made, data.items, max_length=recipe.max_length, frames=frames)

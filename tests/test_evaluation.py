@@ -51,6 +51,7 @@ def slow_means(lists: list[list[str]], targets: list[str], k: int) -> dict[str, 
             recall, ndcg, mrr = recall + 1, ndcg + 1 / math.log2(rank + 1), mrr + 1 / rank
     means = {"recall": recall, "ndcg": ndcg, "mrr": mrr, "hit_rate": recall, "precision": recall / k}
     means["f1"] = 2 * recall / (k + 1)
+    assert set(means) == set(metrics.METRICS)
     return {f"{name}@{k}": total / len(targets) for name, total in means.items()}
 
 

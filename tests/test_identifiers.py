@@ -223,7 +223,7 @@ def test_any_number_of_equal_titles_takes_257_new_tokens() -> None:
 def test_what_makes_no_titles_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"spelled in the tokens of a base.*or pass base="):
         Identifiers.build("title", ["a"])
-    with pytest.raises(IdentifierError, match="2 items need as many titles, found 1"):
+    with pytest.raises(ConfigError, match="2 items need as many titles in tokens of the base, found 1"):
         Identifiers.build("title", ["a", "b"], titles=[["x"]])
     with pytest.raises(IdentifierError, match=r"makes '<\|title_7\|>' of plain text"):
         Identifiers.build("title", ["a"], titles=[["x", "<|title_7|>"]])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,28 @@ from genrec.errors import ConfigError, DataError
 rank_lists = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 
 
+# The textbook definitions over relevance lists, independent of ranks.
+SLOW: dict[str, Callable[[list[float], int], float]] = {
+    "recall": lambda relevance, k: sum(relevance),
+    "hit_rate": lambda relevance, k: max(relevance, default=0.0),
+    "precision": lambda relevance, k: sum(relevance) / k,
+    "f1": lambda relevance, k: 2 / (k + 1) if sum(relevance) else 0.0,
+    "ndcg": lambda relevance, k: sum((2**rel - 1) / math.log2(place + 2) for place, rel in enumerate(relevance)),
+    "mrr": lambda relevance, k: max((rel / (place + 1) for place, rel in enumerate(relevance)), default=0.0),
+}
+
+
 def slow(name: str, recommended: list[int], target: int, k: int) -> float:
-    """The textbook definitions over relevance lists, independent of ranks."""
-    relevance = [1.0 if item == target else 0.0 for item in recommended[:k]]
-    if name in ("recall", "hit_rate"):
-        return sum(relevance)
-    if name == "precision":
-        return sum(relevance) / k
-    if name == "f1":
-        return 2 / (k + 1) if sum(relevance) else 0.0
-    if name == "ndcg":
-        dcg = sum((2**rel - 1) / math.log2(place + 2) for place, rel in enumerate(relevance))
-        return dcg / (1 / math.log2(2))
-    return max((rel / (place + 1) for place, rel in enumerate(relevance)), default=0.0)
+    return SLOW[name]([1.0 if item == target else 0.0 for item in recommended[:k]], k)
+
+
+def test_every_metric_is_documented_explained_and_compared() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name in (*metrics.METRICS, *metrics.LIST_METRICS):
+        assert f"`{name}@k`" in text
+    assert set(metrics.EXPLANATIONS) == set(metrics.LIST_METRICS)
+    assert set(metrics.ACRONYMS) <= set(metrics.METRICS)
+    assert set(SLOW) == set(metrics.METRICS)
 
 
 @given(st.data(), st.integers(1, 12), st.integers(1, 8))

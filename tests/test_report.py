@@ -12,15 +12,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genrec import files, report
+from genrec import files, metrics, report
 from genrec.errors import ConfigError, DataError, StorageError
 from genrec.report import Comparison, Report, cell, words
 from genrec.report.numbers import difference_cell, joined, metric_name, p_text, short
 
 PLANTED = "<script>alert('x')</script> | $x_1$ & \"more\" [a](b) --> </svg>"
 KS = (1, 5, 10, 20)
-PER_CASE = ("recall", "ndcg", "mrr", "hit_rate", "precision", "f1")
-OF_LISTS = ("coverage", "gini", "novelty", "diversity", "log_popularity_difference", "invalid", "repeated")
+PER_CASE, OF_LISTS = tuple(metrics.METRICS), tuple(metrics.LIST_METRICS)
 
 
 def value(mean: float, half: float = 0.004) -> dict[str, float]:
@@ -366,7 +365,7 @@ def test_everything_has_its_section(full: Report, page: Page) -> None:
     assert page.tags.count("svg") == 3
     assert cell(full.rows["shop"]["ndcg@10"]) in page.text
     for name in OF_LISTS:
-        assert f"{metric_name(name)}: {words.EXPLANATIONS[name]}" in page.text
+        assert f"{metric_name(name)}: {metrics.EXPLANATIONS[name]}" in page.text
     assert "10 users drawn by the seed, not picked." in page.text
     assert page.text.count("User u") == 10
 

@@ -14,7 +14,7 @@ import cloudpickle
 import polars as pl
 import pytest
 
-from genrec.batch import job_of, load, output, run, estimate, run_batch, runners
+from genrec.batch import estimate, job_of, load, output, run, run_batch, runners
 from genrec.batch.output import Record, open_output
 from genrec.batch.previous import Previous
 from genrec.batch.runners import RUNNERS, Work, Worker

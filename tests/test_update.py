@@ -81,8 +81,12 @@ def test_extend_refuses_what_it_cannot_do() -> None:
         Identifiers.build("semantic", ["a"], np.ones((1, 2)), levels=1).extend(["b"])
     with pytest.raises(IdentifierError, match="not codes as"):
         Identifiers("semantic", ["a"], [("x",)]).extend(["b"], vectors=np.ones((2, 1)))
-    with pytest.raises(ConfigError, match="1 new items need as many titles"):
+    with pytest.raises(ConfigError, match="spelled in the tokens of a base"):
         Identifiers.build("title", ["a"], titles=[["x"]]).extend(["b"])
+    own = Identifiers("own", ["a"], [("x",)])
+    assert own.extend([]) == own
+    with pytest.raises(ConfigError, match="unknown identifier scheme 'own'"):
+        own.extend(["b"])
 
 
 def test_a_new_item_takes_the_codes_of_its_like_or_the_nearest_free_ones() -> None:

@@ -29,7 +29,7 @@ def build(
         typer.Option(help="An adapter with atomic identifiers whose rows, beside text, make the codes of semantic."),
     ] = None,
     split_seed: Annotated[int, typer.Option(help="Of shuffled ties.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of features and clusters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of features, clusters and random codes.")] = 0,
 ) -> None:
     """Give every item an identifier. A recipe uses the file by identifiers.file."""
     from genrec.identification import build_identifiers

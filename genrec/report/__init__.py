@@ -18,6 +18,7 @@ import polars as pl
 
 from genrec import files
 from genrec.errors import ConfigError, DataError
+from genrec.metrics import EXPLANATIONS
 from genrec.report import blocks, pictures, words
 from genrec.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table
 from genrec.report.numbers import (
@@ -287,14 +288,14 @@ def _test_blocks(tests: Sequence[Mapping[str, Any]], k: int, *, drawn: bool) -> 
 
 def _beyond_blocks(rows: Rows, k: int) -> list[Block]:
     measured = {metric for row in rows.values() for metric in row}
-    columns = [name for name in words.EXPLANATIONS if f"{name}@{k}" in measured]
+    columns = [name for name in EXPLANATIONS if f"{name}@{k}" in measured]
     if not columns:
         return []
     table = [
         [label, *(cell(row[f"{name}@{k}"]) if f"{name}@{k}" in row else "" for name in columns)]
         for label, row in ((label, rows[label]) for label in ranked(rows, f"recall@{k}"))
     ]
-    explained = [f"{metric_name(name)}: {words.EXPLANATIONS[name]}" for name in columns]
+    explained = [f"{metric_name(name)}: {EXPLANATIONS[name]}" for name in columns]
     return [
         Heading("Beyond accuracy"),
         Paragraph(

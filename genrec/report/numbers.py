@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from genrec.metrics import ACRONYMS
+
 SIGNIFICANT = 0.05  # The level at which a Holm-corrected p-value counts.
 
 Value = Mapping[str, float]
@@ -63,7 +65,7 @@ def joined(names: Sequence[str]) -> str:
 def metric_name(metric: str) -> str:
     """A metric as prose and headings write it: ``NDCG@10`` for ``ndcg@10``."""
     name, _, k = metric.partition("@")
-    shown = {"ndcg": "NDCG", "mrr": "MRR", "f1": "F1"}.get(name, name.replace("_", " "))
+    shown = name.upper() if name in ACRONYMS else name.replace("_", " ")
     return f"{shown}@{k}" if k else shown
 
 

@@ -25,20 +25,6 @@ from genrec.report.numbers import (
 
 Tests = Sequence[Mapping[str, Any]]
 
-EXPLANATIONS = {
-    "coverage": "share of the catalogue that is in at least one user's list; higher: more of the catalogue is shown.",
-    "gini": "how unevenly the places in the lists are spread over the catalogue; 0: every item as often, 1: one item "
-    "has all.",
-    "novelty": "how little known the recommended items are: mean of -log2 of the share of training users who have the "
-    "item; one bit more: half as well known.",
-    "diversity": "how different the items of one list are from each other (1 minus the mean cosine similarity of their "
-    "texts); higher: more varied lists.",
-    "log_popularity_difference": "how much more popular the list is than the user's own history (difference of mean "
-    "log popularity); above 0: the list leans to what is popular more than the user does.",
-    "invalid": "share of recommended places that name no item of the catalogue; it must be 0.",
-    "repeated": "share of recommended places that name an item which stands further up in the same list; it must be 0.",
-}  # fmt: skip
-
 
 def verdict(tests: Tests, label: str, metrics: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Whom ``label`` beats, whom it cannot be told from, and to whom it loses, by its tests of ``metrics``.
