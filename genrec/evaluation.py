@@ -155,8 +155,12 @@ def _tuned_on(split: Split, data: Dataset, exclude_seen: bool) -> dict[str, Any]
         "valid_hash": histories_hash(targets, data.item_ids),
         "items_hash": files.text_hash(data.items.write_json()),
         "exclude_seen": exclude_seen,
-        "settings": files.text_hash(repr({name: baseline.GRID for name, baseline in BASELINES.items()})),
     }
+
+
+def _grid(name: str) -> str:
+    """A hash of the settings that tuning tries."""
+    return files.text_hash(repr(BASELINES[name].GRID))
 
 
 def _fitted(
@@ -178,9 +182,9 @@ def _fitted(
         try:
             table = json.loads(stored.read_text(encoding="utf-8"))
             known = {
-                label: {key: choice[key] for key in ("options", "settings", "cases")}
+                label: {key: choice[key] for key in ("options", "settings", "cases", "grid")}
                 for label, choice in table["baselines"].items()
-                if table["tuned_on"] == tuned_on
+                if table["tuned_on"] == tuned_on and label in BASELINES and choice["grid"] == _grid(label)
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if not again:
@@ -193,8 +197,8 @@ def _fitted(
     for name in names:
         if again:
             choice = tune(name, train, items, valid.histories, valid.targets, exclude_seen=tuned_on["exclude_seen"])
-            known[name] = {"options": choice.options, "settings": choice.settings, "cases": len(valid)}
-            baseline = choice.baseline
+            tried = {"settings": choice.settings, "cases": len(valid), "grid": _grid(name)}
+            known[name], baseline = {"options": choice.options, **tried}, choice.baseline
             files.write_text(stored, json.dumps({"tuned_on": tuned_on, "baselines": known}, indent=1) + "\n")
         else:
             options = known.get(name, {}).get("options", {})

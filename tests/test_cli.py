@@ -197,6 +197,10 @@ def test_recommend_restricted_and_with_another_prompt(run: Run, inside: Path) ->
     refused = run(*other[:-1], "huor=9", "--untrained")
     assert refused.code == 3
     assert "--context huor: the prompt now does not read `context.huor`. Did you mean 'hour'?" in refused.err
+    now = Path(other[other.index("--prompt") + 1])
+    now.write_text(now.read_text().replace("{% if", "{{ user.tier | default('') }}{% if"))
+    refused = run(*other[:-1], "tier=gold", "--untrained")
+    assert "It reads `user.tier`, a column of the users table: name somebody with --user." in refused.err
     for command in (("recommend",), ("why", "--item", "i4")):
         refused = run(*command, "adapters/lora", "--history", "i3", "--context", "hour=9")
         assert refused.code == 3

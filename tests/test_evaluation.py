@@ -567,7 +567,11 @@ def test_tuning_cannot_see_test_targets(listening: type[Listening], planted: gen
 
 
 def test_a_choice_is_kept_and_used_while_its_data_are_the_same(
-    listening: type[Listening], planted: genrec.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    listening: type[Listening],
+    planted: genrec.Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = planted.item_ids.index("i1")
     listening.GRID = ({"first": -1}, {"first": wanted})
@@ -583,6 +587,11 @@ def test_a_choice_is_kept_and_used_while_its_data_are_the_same(
     assert table["tuned_on"]["train_hash"] == planted.split().train_hash
     assert table["baselines"]["listening"]["options"] == {"first": wanted}
     assert run(planted) == tuned
+    monkeypatch.setitem(BASELINES, "another", type("Another", (Listening,), {}))
+    assert run(planted) == tuned  # One more baseline says nothing of the others,
+    listening.GRID = (*listening.GRID, {"first": 0})
+    assert run(planted)["listening"]["tuned"] is False  # and one with other settings has to be tuned again.
+    listening.GRID = listening.GRID[:-1]
     shorter = changed(planted, planted.interactions.filter(pl.col("user_id") != "u3"))
     assert run(shorter)["listening"]["tuned"] is False
     assert "kept.tuned.json was tuned on other data" in capsys.readouterr().err

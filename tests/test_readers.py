@@ -242,6 +242,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         read([log, write(tmp_path / "items1.csv", ""), write(tmp_path / "items2.csv", "")])
     with pytest.raises(ConfigError, match="reads one folder"):
         read(log, format="movielens-1m")
+    table = (Path(__file__).parents[1] / "docs" / "own-data.md").read_text(encoding="utf-8")
+    assert all(f"`{format}`" in table for format in readers.FORMATS)
     for format in readers.FOLDER_FORMATS:
         with pytest.raises(ConfigError, match="does not exist; the format needs it"):
             read(tmp_path / "empty", format=format)
@@ -751,7 +753,7 @@ def test_recbole_rows_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError) as caught:
         import_files(folder)
     for found in (
-        "shop.inter:5 row 'u\\tb' has 2 fields where the header has 4",
+        "shop.inter:5 row 'u\\tb' has 2 fields where 4 are expected",
         "shop.inter:7 rating 'many' is not a number",
         "shop.inter:8 timestamp 'soon' is neither",
         "shop.item:4 row 'x' in the column 'price' is no float",

@@ -112,5 +112,7 @@ def context_of(given: list[str] | None, prompt: Prompt) -> dict[str, Any] | None
     context, reads = override({}, given, example="page=section"), prompt.reads["context"]
     for key in context.keys() - reads:
         hint = suggestion(key, reads) if reads else "It reads nothing of `context`: leave --context out."
+        if key in prompt.reads["user"]:
+            hint = f"It reads `user.{key}`, a column of the users table: name somebody with --user."
         raise ConfigError(f"--context {key}: the prompt {prompt.name} does not read `context.{key}`. {hint}")
     return context

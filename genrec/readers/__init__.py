@@ -55,10 +55,17 @@ class FilesFormat(NamedTuple):
     read: ReadFiles
 
 
-FOLDER_FORMATS: dict[str, Callable[[Path], Tables]] = {
-    "movielens-100k": read_movielens_100k,
-    "movielens-1m": read_movielens_1m,
-    "movielens-32m": read_movielens_32m,
+class FolderFormat(NamedTuple):
+    """A format of one folder that is read as a whole: its reader, and the files by which a folder is known for it."""
+
+    read: Callable[[Path], Tables]
+    markers: tuple[str, ...]
+
+
+FOLDER_FORMATS: dict[str, FolderFormat] = {
+    "movielens-100k": FolderFormat(read_movielens_100k, ("u.data", "ml-100k.inter")),
+    "movielens-1m": FolderFormat(read_movielens_1m, ("ratings.dat",)),
+    "movielens-32m": FolderFormat(read_movielens_32m, ("ratings.csv",)),
 }
 FILES_FORMATS: dict[str, FilesFormat] = {
     "amazon": FilesFormat(amazon.role, amazon.read_amazon),
@@ -131,7 +138,7 @@ def _read(
         if found in FOLDER_FORMATS:
             if logs or catalogues or people:
                 raise ConfigError(f"{folder} is read as {found} as a whole; leave out interactions, items and users.")
-            return FOLDER_FORMATS[found](folder)
+            return FOLDER_FORMATS[found].read(folder)
         places = _folder_files(folder, found)
         if not any(_role(p, found) == "interactions" for p in places) and not logs:
             there = sorted(p.name for p in folder.iterdir())
@@ -238,11 +245,9 @@ def _recognise(places: Sequence[Path]) -> str | None:
             return "recbole"
         return "amazon" if any(amazon.examine(path)[0] == "interactions" for path in places) else None
     folder = places[0]
-    formats = {"u.data": "movielens-100k", "ml-100k.inter": "movielens-100k"}
-    formats |= {"ratings.dat": "movielens-1m", "ratings.csv": "movielens-32m"}
-    for file, format in formats.items():
-        if (folder / file).is_file():
-            return format
+    for name, format in FOLDER_FORMATS.items():
+        if any((folder / marker).is_file() for marker in format.markers):
+            return name
     return _recognise(sorted(path for path in folder.iterdir() if path.is_file()))
 
 

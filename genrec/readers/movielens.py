@@ -20,7 +20,7 @@ from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError, suggestion
 from genrec.files import new_folder
 from genrec.progress import say
-from genrec.readers.tabular import PathLike, Tables, read_file
+from genrec.readers.tabular import PathLike, Tables, read_file, split_lines
 from genrec.tables import FAULT, LINE, SOURCE, VALUE
 
 MOVIELENS_100K_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
@@ -50,26 +50,14 @@ def _read_delimited(
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; the format needs it.")
     try:
-        lines = path.read_bytes().decode(encoding).split("\n")
+        text = path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not {encoding} text: {error}.") from error
-    line = pl.int_range(1, pl.len() + 1).alias(LINE)
-    table = pl.DataFrame({VALUE: lines}).with_columns(pl.col(VALUE).str.strip_suffix("\r"), line)
     if header:
-        if table[VALUE][0] != header:
-            raise DataError(f"{path}:1 begins {table[VALUE][0][:80]!r}; expected the columns {header!r}.")
-        table = table[1:]
-    table = table.filter(pl.col(VALUE) != "").with_columns(fields=pl.col(VALUE).str.split(separator))
-    right = pl.col("fields").list.len() == len(names)
-    found = pl.format(f"has {{}} fields where {len(names)} are expected", pl.col("fields").list.len())
-    fields = [pl.when(right).then(pl.col("fields").list.get(i, null_on_oob=True)) for i in range(len(names))]
-    return table.select(
-        *(field.alias(name) for field, name in zip(fields, names, strict=True)),
-        pl.lit(str(path)).alias(SOURCE),
-        pl.col(LINE),
-        pl.when(~right).then(found).alias(FAULT),
-        pl.when(~right).then(pl.col(VALUE)).alias(VALUE),
-    )
+        found, _, text = text.partition("\n")
+        if found.removesuffix("\r") != header:
+            raise DataError(f"{path}:1 begins {found[:80]!r}; expected the columns {header!r}.")
+    return split_lines(text, separator, names, 2 if header else 1).with_columns(pl.lit(str(path)).alias(SOURCE))
 
 
 def _with_age(users: pl.DataFrame) -> pl.DataFrame:

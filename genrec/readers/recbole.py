@@ -18,8 +18,8 @@ from genrec.dataset import Dataset
 from genrec.errors import ConfigError, DataError
 from genrec.files import new_folder
 from genrec.progress import bar, say
-from genrec.readers.tabular import TEXT_COLUMNS, Tables
-from genrec.tables import FAULT, LINE, SOURCE, VALUE
+from genrec.readers.tabular import TEXT_COLUMNS, Tables, split_lines
+from genrec.tables import FAULT, SOURCE, VALUE
 
 ROLES: dict[str, Literal["interactions", "items", "users"]] = {
     ".inter": "interactions",
@@ -153,26 +153,15 @@ def _read(path: Path, *, log: bool) -> pl.DataFrame:
 
 def _split(text: str, names: list[str], first: int) -> pl.DataFrame:
     """Lines as columns of text, empty ones null; lines of another number of fields are passed on as unreadable."""
-    table = pl.DataFrame({VALUE: pl.Series(text.split("\n"), dtype=pl.String)})
-    table = table.with_columns(pl.col(VALUE).str.strip_suffix("\r"), pl.int_range(first, pl.len() + first).alias(LINE))
-    table = table.filter(pl.col(VALUE) != "").with_columns(pl.col(VALUE).str.split("\t").alias("__fields"))
-    width = pl.col("__fields").list.len()
-    right = width == len(names)
     columns = []
-    for number, name in enumerate(names):
-        field = pl.col("__fields").list.get(number, null_on_oob=True)
+    for name in names:
+        field = pl.col(name)
         inner = field.str.slice(1, field.str.len_chars() - 2).str.replace_all('""', "\x00", literal=True)
         quoted = (field.str.len_chars() > 1) & field.str.starts_with('"') & field.str.ends_with('"')
         quoted &= ~inner.str.contains('"', literal=True)
         value = pl.when(quoted).then(inner.str.replace_all("\x00", '"', literal=True)).otherwise(field)
-        columns.append(pl.when(right & (value != "")).then(value).alias(name))
-    found = pl.format(f"has {{}} fields where the header has {len(names)}", width)
-    return table.select(
-        *columns,
-        pl.col(LINE),
-        pl.when(~right).then(found).alias(FAULT),
-        pl.when(~right).then(pl.col(VALUE)).alias(VALUE),
-    )
+        columns.append(pl.when(value != "").then(value).alias(name))
+    return split_lines(text, "\t", names, first).with_columns(columns)
 
 
 def _typed(table: pl.DataFrame, types: dict[str, str]) -> pl.DataFrame:

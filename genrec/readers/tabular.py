@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,25 @@ def placed(table: pl.DataFrame, path: Path, lines: pl.Series | pl.Expr, *notes: 
     """With the place of every row; ``notes``: why it could not be read, if so, and what stands there."""
     more = [pl.Series(name, note, dtype=pl.String) for name, note in zip((FAULT, VALUE), notes, strict=False)]
     return table.with_columns(pl.lit(str(path)).alias(SOURCE), lines.cast(pl.Int64).alias(LINE), *more)
+
+
+def split_lines(text: str, separator: str, names: Sequence[str], first: int = 1) -> pl.DataFrame:
+    """Lines, of which the first has the number ``first``, as columns of text: fields are unquoted, blank lines no rows.
+
+    Lines of another number of fields are passed on as unreadable.
+    """
+    table = pl.DataFrame({VALUE: pl.Series(text.split("\n"), dtype=pl.String)})
+    table = table.with_columns(pl.col(VALUE).str.strip_suffix("\r"), pl.int_range(first, pl.len() + first).alias(LINE))
+    table = table.filter(pl.col(VALUE) != "").with_columns(__fields=pl.col(VALUE).str.split(separator))
+    width = pl.col("__fields").list.len()
+    right = width == len(names)
+    fields = [pl.when(right).then(pl.col("__fields").list.get(i, null_on_oob=True)) for i in range(len(names))]
+    return table.select(
+        *(field.alias(name) for field, name in zip(fields, names, strict=True)),
+        pl.col(LINE),
+        pl.when(~right).then(pl.format(f"has {{}} fields where {len(names)} are expected", width)).alias(FAULT),
+        pl.when(~right).then(pl.col(VALUE)).alias(VALUE),
+    )
 
 
 # CSV
