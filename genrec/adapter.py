@@ -49,6 +49,8 @@ _MANIFEST: dict[str, type] = {  # What an adapter is loaded and hashed by, and o
     "identifiers.scheme": str,
     "recipe.seed": int,
     "kept": dict,
+    "user_columns": dict,
+    "contracts": dict,
     "files": dict,
 }
 # Types of users' columns that a prompt can print and any format can hold.
@@ -338,28 +340,27 @@ class Adapter:
 
     @property
     def user_columns(self) -> dict[str, pl.DataType]:
-        """Types of the users' columns that its prompts read, as in training; none where an older genrec trained it.
+        """Types of the users' columns that its prompts read, as in training.
 
         Raises:
             AdapterError: ``genrec.json`` has other types than training writes.
         """
-        told = self.manifest.get("user_columns", {})
+        told = self.manifest["user_columns"]
         try:
             return {name: _COLUMN_TYPES[kind] for name, kind in told.items()}
-        except (AttributeError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise AdapterError(
                 f"{self.path / 'genrec.json'}: user_columns is {told!r}; it takes the types of columns by name, such "
                 "as Int64 or List(String). Train the adapter again, or copy it again."
             ) from None
 
     def _check_contracts(self) -> None:
-        """Refuse prompts of which this genrec makes other tokens than the one that trained them; an old one never told.
+        """Refuse prompts of which this genrec makes other tokens than the one that trained them.
 
         The files themselves have been compared by their hashes.
         """
-        told = self.manifest.get("contracts", {})
         for name, prompt in self.prompts.items():
-            trained = told.get(name, prompt.contract) if isinstance(told, dict) else told
+            trained = self.manifest["contracts"].get(name)
             if trained != prompt.contract:
                 raise AdapterError(
                     f"{self.path / 'prompts' / name}.jinja: this genrec makes other tokens of it than the one that "

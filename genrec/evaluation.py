@@ -26,7 +26,7 @@ from genrec.baselines import recommend as recommend_baseline
 from genrec.comparison import paired_tests
 from genrec.config import Spec, load_spec, workspace_of
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, DataError, LeakError, suggestion
+from genrec.errors import ConfigError, DataError, suggestion
 from genrec.foreign_lists import read_lists
 from genrec.loading import check_engine, vllm_version
 from genrec.questions import ask
@@ -110,12 +110,8 @@ def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, spli
     """``_lists`` of an adapter, which is refused where it does not belong to the split or the data set."""
     spec, data = setting.spec, setting.data
     manifest = recommender.adapter.manifest
-    if manifest["fitted_on"] != split.train_hash:
-        raise LeakError(
-            f"adapter {label!r} was trained on other interactions ({manifest['fitted_on'][:16]}) than the training "
-            f"part of this split ({split.train_hash[:16]}), so it may have seen what is to be predicted. Use the split "
-            f"of its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
-        )
+    advice = f"Use the split of its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
+    split.check_fitted(f"adapter {label!r}", manifest["fitted_on"], advice)
     for problem in recommender.adapter.prompt.check(None, *data.readable[1:]):  # Of items the adapter's own are read.
         raise DataError(f"adapter {label!r}, prompt {recommender.adapter.prompt.name}: {problem}")
     if recommender.item_ids != data.item_ids:

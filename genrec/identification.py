@@ -12,11 +12,13 @@ from genrec import base as bases
 from genrec import features
 from genrec.config import IdentifierRecipe, Recipe, SplitKind, Ties
 from genrec.dataset import Dataset
-from genrec.errors import ConfigError, LeakError
+from genrec.errors import ConfigError
 from genrec.identifiers import FROM_VECTORS, Identifiers
 from genrec.splits import Split
 from genrec.tokenization import text_tokens
 from genrec.toml import as_table
+
+_AGAIN = "Make it again with the same data, split, ties and split_seed."
 
 
 def _titles(data: Dataset, base: bases.Base) -> list[list[str]]:
@@ -87,19 +89,10 @@ def _learnt(folder: Path, data: Dataset, part: Split) -> np.ndarray:
         raise ConfigError(
             f'{folder} has identifiers of several tokens ({own.scheme}). Name one with the scheme "atomic".'
         )
-    _check_fitted(f"adapter {folder}", product.manifest["fitted_on"], part)
+    part.check_fitted(f"adapter {folder}", product.manifest["fitted_on"], _AGAIN)
     place = {token: row for row, token in enumerate(own.vocabulary)}
     rows = load_file(folder / "rows.safetensors")["input"].float().numpy()
     return rows[[place[tokens[0]] for tokens in own.tokens]]
-
-
-def _check_fitted(source: str, fitted_on: str, part: Split) -> None:
-    if fitted_on and fitted_on != part.train_hash:
-        raise LeakError(
-            f"{source} was fitted on other interactions ({fitted_on[:16]}) than the training part of this split "
-            f"({part.train_hash[:16]}), so it may have seen what is to be predicted. Make it again with the same data, "
-            "split, ties and split_seed."
-        )
 
 
 def identify(
@@ -140,5 +133,6 @@ def identify(
             f"{source} has identifiers for {len(found.item_ids)} items, and they are not the {len(data.item_ids)} "
             f"items of {recipe.data}, in that order. Make them from this data set."
         )
-    _check_fitted(source, fitted_on, split)
+    if fitted_on:  # What was made from no interactions fits any.
+        split.check_fitted(source, fitted_on, _AGAIN)
     return found, inherited

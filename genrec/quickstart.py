@@ -155,12 +155,11 @@ def _reopen(out: Path) -> None:
         (out / "_SUCCESS").unlink()
 
 
-def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
+def run(workspace: str | Path = ".") -> Result:
     """Fetch, import, make a base, pretrain, LoRA-tune, evaluate, recommend for everybody.
 
     Args:
         workspace: Where ``prompts/``, ``adapters/`` and ``eval/`` are; missing shipped files are copied there.
-        cache: Where the download is kept; ``data/cache`` of the workspace where it is not given.
 
     Raises:
         GenrecError: A stage failed; the stages before it are done and are reused when it is run again.
@@ -193,7 +192,7 @@ def run(workspace: str | Path = ".", *, cache: Path | None = None) -> Result:
             data = Dataset.load(folder)
             reuse()
         else:
-            raw = readers.fetch(NAME, cache or root / "data" / "cache")
+            raw = readers.fetch(NAME, root / "data" / "cache")
             data = readers.import_files([raw], format=NAME, name=NAME)
             data.save(folder)
     small = root / "adapters" / "small-random"

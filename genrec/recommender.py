@@ -551,12 +551,15 @@ class Recommender:
         Raises:
             UnknownIdError: A user that the data set does not know.
         """
-        history, row, _ = self._user(user, data)
+        loaded, name = self._asked_last(data)
+        known = loaded.user_index
+        if not isinstance(user, Hashable) or user not in known:
+            hint = closest(user, known, f"It has {len(known)} users.")
+            if isinstance(user, str) and user in self.index:
+                hint = f"It is an item: a history is a list, [{user!r}]."
+            raise UnknownIdError(f"user {user!r} is not in {name}. {hint}")
+        history, row, _ = loaded.of_user(known[user])
         return history, row
-
-    def user_events(self, user: str, data: str | Path | Dataset | None = None) -> list[dict[str, Any]]:
-        """What the log says of each event of ``user_history`` (rating, ...). Arguments and errors as there."""
-        return self._user(user, data)[2].to_dicts()
 
     def _of_data(
         self, user_ids: Iterable[Any], users: Rows | None, data: str | Path | Dataset | None
@@ -565,19 +568,6 @@ class Recommender:
         known = [self.user_history(user, data) for user in user_ids]
         told = zip(known, one_each(users, "users", len(known)), strict=True)
         return [history for history, _ in known], [{**(row or {}), **(more or {})} for (_, row), more in told]
-
-    def _user(
-        self, user: str, data: str | Path | Dataset | None
-    ) -> tuple[list[str], dict[str, Any] | None, pl.DataFrame]:
-        """What ``Dataset.of_user`` says of a user id."""
-        loaded, name = self._asked_last(data)
-        known = loaded.user_index
-        if not isinstance(user, Hashable) or user not in known:
-            hint = closest(user, known, f"It has {len(known)} users.")
-            if isinstance(user, str) and user in self.index:
-                hint = f"It is an item: a history is a list, [{user!r}]."
-            raise UnknownIdError(f"user {user!r} is not in {name}. {hint}")
-        return loaded.of_user(known[user])
 
     def _asked_last(self, data: str | Path | Dataset | None) -> tuple[Dataset, str]:
         """A data set and its name; the last one that was asked is kept until its folder changes."""

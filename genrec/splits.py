@@ -120,6 +120,18 @@ class Split:
         valid = self.valid.take(np.flatnonzero(keep))
         return replace(self, valid=valid, protocol={**self.protocol, "valid_cases": len(valid)})
 
+    def check_fitted(self, what: str, fitted_on: str, advice: str) -> None:
+        """Refuse what was trained on other interactions than the training part, told by its ``train_hash``.
+
+        Raises:
+            LeakError: It was; ``what`` names it, and ``advice`` says what to do.
+        """
+        if fitted_on != self.train_hash:
+            raise LeakError(
+                f"{what} was trained on other interactions ({fitted_on[:16]}) than the training part of this split "
+                f"({self.train_hash[:16]}), so it may have seen what is to be predicted. {advice}"
+            )
+
     def check(self) -> None:
         """Compare every part with the events that it may hold.
 

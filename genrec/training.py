@@ -58,8 +58,7 @@ def _prompts(recipe: Recipe, workspace: Path, data: Dataset) -> list[Prompt]:
     for task, prompt in zip(recipe.tasks, loaded, strict=True):
         problems = prompt.check(*data.readable)
         if problems:
-            first = problems[0]
-            raise PromptError(f"{task.prompt}:{first.line}:{first.column}: {first.message} {first.fix}")
+            raise PromptError(f"{task.prompt}:{problems[0]}")
     names = [prompt.name for prompt in loaded]
     if len(set(names)) < len(names):
         raise ConfigError(f"recipe: tasks name two prompts alike: {names}. Rename a file.")

@@ -325,11 +325,7 @@ def _old_data(old: Adapter, root: Path, recipe: Recipe) -> tuple[Dataset, Split]
             f"{len(data.item_ids)} items of {told['path']}, in that order. Train it again."
         )
     split = data.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
-    if split.train_hash != old.manifest["fitted_on"]:
-        raise LeakError(
-            f"{old.path} was trained on other interactions ({old.manifest['fitted_on']}) than the training part of "
-            f"its split ({split.train_hash}). Train it again."
-        )
+    split.check_fitted(str(old.path), old.manifest["fitted_on"], "Train it again.")
     return data, split.without_validation(old.not_validated)
 
 
@@ -445,8 +441,6 @@ def update(
     old = Adapter.load(adapter)
     root = workspace_of(old.path)
     name = name or f"{old.path.absolute().name}-updated"
-    if not old.manifest["recipe"]:
-        raise ConfigError(f"{old.path} has no recipe to go on with. Train it again.")
     recipe = _recipe(old, str(old.path), assignments)
     target = root / (data_out or f"{recipe.data}-updated")
     for given, kept in ((root / "adapters" / name, old.path), (target, root / recipe.data)):

@@ -502,17 +502,14 @@ def test_types_of_columns_that_prompts_read() -> None:
     assert adapter.user_columns(None, prompts) == {}
 
 
-@pytest.mark.parametrize("told", [7, ["age"], {"age": "Date"}, {"age": ["Int64"]}])
+@pytest.mark.parametrize("told", [7, None, ["age"], {"age": "Date"}, {"age": ["Int64"]}])
 def test_types_of_columns_that_no_training_writes_are_refused(workspace: Path, tmp_path: Path, told: Any) -> None:
     path = tmp_path / "adapters" / "lora"
     shutil.copytree(workspace / "adapters", tmp_path / "adapters")
     manifest = json.loads((path / "genrec.json").read_text())
     (path / "genrec.json").write_text(json.dumps({**manifest, "user_columns": told}))
-    with pytest.raises(AdapterError, match=r"genrec\.json: user_columns is .*; it takes the types of columns by name"):
+    with pytest.raises(AdapterError, match=r"genrec\.json: user_columns is .*; it takes "):
         Adapter.load(path)
-    del manifest["user_columns"]  # As an older genrec wrote it.
-    (path / "genrec.json").write_text(json.dumps(manifest))
-    assert Adapter.load(path).user_columns == {}
 
 
 def test_the_contract_of_every_prompt_is_told_and_compared(workspace: Path, tmp_path: Path) -> None:
@@ -521,10 +518,14 @@ def test_the_contract_of_every_prompt_is_told_and_compared(workspace: Path, tmp_
     manifest = json.loads((path / "genrec.json").read_text())
     loaded = Adapter.load(path)
     assert manifest["contracts"] == {name: prompt.contract for name, prompt in loaded.prompts.items()}
-    for told in ({**manifest["contracts"], "next_item": "0" * 64}, "0" * 64):
+    for told, message in (
+        (
+            {**manifest["contracts"], "next_item": "0" * 64},
+            r"next_item\.jinja: this genrec makes other tokens.* 0000000000",
+        ),
+        ({}, r"next_item\.jinja: this genrec makes other tokens of it .*: contract None in"),
+        ("0" * 64, r"genrec\.json: contracts is '0000"),
+    ):
         (path / "genrec.json").write_text(json.dumps({**manifest, "contracts": told}))
-        with pytest.raises(AdapterError, match=r"next_item\.jinja: this genrec makes other tokens of it .* 0000000000"):
+        with pytest.raises(AdapterError, match=message):
             Adapter.load(path)
-    del manifest["contracts"]  # As an older genrec wrote it.
-    (path / "genrec.json").write_text(json.dumps(manifest))
-    assert Adapter.load(path).prompts == loaded.prompts

@@ -64,7 +64,7 @@ def test_rows_that_know_what_is_to_be_predicted_are_refused(
     workspace: Path, tmp_path: Path, tiny_log: genrec.Dataset
 ) -> None:
     folder, options = workspace / "adapters" / "pretrained", {"levels": 2, "codes": 6}
-    with pytest.raises(LeakError, match=r"adapter .*pretrained was fitted on other interactions"):
+    with pytest.raises(LeakError, match=r"adapter .*pretrained was trained on other interactions"):
         build_identifiers(changed(tiny_log, "training"), "semantic", rows_of=folder, **options)
     with pytest.raises(LeakError, match="Make it again with the same data"):
         build_identifiers(tiny_log, "semantic", split="temporal", rows_of=folder, **options)

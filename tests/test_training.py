@@ -458,7 +458,7 @@ def test_held_out_events_change_neither_rows_nor_first_weights(
 @pytest.mark.parametrize("where", ["data", "split"])
 def test_a_base_fitted_on_other_interactions_is_refused(shop: Path, tiny_log: genrec.Dataset, where: str) -> None:
     data, changes = (changed(tiny_log, "training"), []) if where == "data" else (tiny_log, ["split=temporal"])
-    with pytest.raises(LeakError, match="base adapters/pretrained was fitted on other interactions") as error:
+    with pytest.raises(LeakError, match="base adapters/pretrained was trained on other interactions") as error:
         train(shop, "lora", *changes, data=data, name="leak")
     assert tiny_log.split().train_hash[:16] in str(error.value)
     assert not (shop / "adapters" / "leak").exists()
@@ -473,7 +473,7 @@ def test_identifiers_fitted_on_other_interactions_are_refused(shop: Path, tiny_l
     options = ["base=adapters/random", 'identifiers={file="ids.parquet"}', "training.max_steps=1"]
     foreign = build_identifiers(changed(tiny_log, "training"), "semantic", levels=2, codes=6)
     foreign.save(shop / "ids.parquet")
-    with pytest.raises(LeakError, match=r"identifiers ids\.parquet was fitted on other interactions"):
+    with pytest.raises(LeakError, match=r"identifiers ids\.parquet was trained on other interactions"):
         train(shop, "lora", *options, name="leak")
     build_identifiers(tiny_log, "semantic", levels=2, codes=6).save(shop / "ids.parquet")
     out = train(shop, "lora", *options, name="own")
