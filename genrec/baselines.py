@@ -48,7 +48,7 @@ class Popularity:
         return {}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
-        self._popularity = _popularity(train, items.height)
+        self._popularity = features.counts(train, items.height).astype(np.float32)
         return self
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
@@ -56,16 +56,42 @@ class Popularity:
 
 
 class _Recency:
-    """Reads the last ``window`` items of a history, each step back weighing ``decay`` times as much."""
+    """Reads the last ``window`` items of a history, each step back weighing ``decay`` times as much.
+
+    A history without items is scored by popularity.
+    """
 
     def __init__(self, *, decay: float = 0.6, window: int = 20) -> None:
-        _check_recency(type(self).__name__, decay, window, "0.6 and 20")
+        if not 0 < decay <= 1 or window < 1:
+            raise ConfigError(
+                f"{type(self).__name__} needs 0 < decay <= 1 and window >= 1, found {decay} and {window}. The usual "
+                "values are 0.7 and 20."
+            )
         self.decay = decay
         self.window = window
 
     @property
     def parameters(self) -> dict[str, Any]:
         return {"decay": self.decay, "window": self.window}
+
+    def fit(self, train: Histories, items: pl.DataFrame) -> Self:
+        self._popularity = features.counts(train, items.height).astype(np.float32)
+        return self
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        recent = [history[-self.window :] for history in histories]
+        lengths = np.array([len(h) for h in recent], dtype=np.int64)
+        rows = np.repeat(np.arange(len(recent)), lengths)
+        columns = np.concatenate([np.empty(0, np.int64), *recent]).astype(np.int64)
+        ages = np.cumsum(lengths)[rows] - 1 - np.arange(len(columns))
+        weights = (self.decay**ages).astype(np.float32)
+        scores = self._near(sparse.csr_matrix((weights, (rows, columns)), shape=(len(recent), len(self._popularity))))
+        scores[lengths == 0] = self._popularity
+        return scores
+
+    def _near(self, recent: sparse.csr_matrix) -> NDArray[np.float32]:
+        """float32 [n, n_items] from the weights of the last items, float32 csr [n, n_items]."""
+        raise NotImplementedError
 
 
 class ItemKNN(_Recency):
@@ -105,7 +131,7 @@ class ItemKNN(_Recency):
     )
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
-        self._popularity = _popularity(train, items.height)
+        super().fit(train, items)
         users = features.interaction_matrix(train, items.height)
         degree = np.asarray(users.sum(axis=0)).ravel()
         scale = sparse.diags(np.divide(1, np.sqrt(degree), out=np.zeros_like(degree), where=degree > 0))
@@ -115,12 +141,11 @@ class ItemKNN(_Recency):
         self._similar = similar
         return self
 
-    def scores(self, histories: Histories) -> NDArray[np.float32]:
-        recent = _recent(histories, self.decay, self.window, len(self._popularity))
-        return _or_popularity((recent @ self._similar).toarray(), histories, self._popularity)
+    def _near(self, recent: sparse.csr_matrix) -> NDArray[np.float32]:
+        return (recent @ self._similar).toarray()
 
 
-class EASE:
+class EASE(_Recency):
     """Embarrassingly shallow autoencoder (Steck, 2019, WWW), a linear item-to-item model in closed form, with recency.
 
     With X the matrix of who consumed what and ``P = (X'X + l2 I)^-1``, the weight of item j on item i is
@@ -166,14 +191,12 @@ class EASE:
     def __init__(self, *, l2: float = 500.0, decay: float = 0.7, window: int = 20) -> None:
         if not l2 > 0:
             raise ConfigError(f"EASE needs an l2 above 0, found {l2}. Usual values are 100 to 1000.")
-        _check_recency("EASE", decay, window, "0.7 and 20")
+        super().__init__(decay=decay, window=window)
         self.l2 = l2
-        self.decay = decay
-        self.window = window
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"l2": self.l2, "decay": self.decay, "window": self.window}
+        return {"l2": self.l2, **super().parameters}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
         n_items = items.height
@@ -182,7 +205,7 @@ class EASE:
                 f"EASE inverts a matrix of items x items and is meant for at most {self.MOST_ITEMS:,} items; the "
                 f"catalogue has {n_items:,}. Leave 'ease' out of the baselines; 'item_knn' stays sparse."
             )
-        self._popularity = _popularity(train, n_items)
+        super().fit(train, items)
         users = features.interaction_matrix(train, n_items)
         gram = (users.T @ users).toarray(order="F").astype(np.float32, copy=False)
         gram[np.diag_indices(n_items)] += self.l2
@@ -202,9 +225,8 @@ class EASE:
         self._weights = np.ascontiguousarray(inverse)
         return self
 
-    def scores(self, histories: Histories) -> NDArray[np.float32]:
-        recent = _recent(histories, self.decay, self.window, len(self._popularity))
-        return _or_popularity(recent @ self._weights, histories, self._popularity)
+    def _near(self, recent: sparse.csr_matrix) -> NDArray[np.float32]:
+        return recent @ self._weights
 
 
 class Text(_Recency):
@@ -227,17 +249,16 @@ class Text(_Recency):
     )
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
-        self._popularity = _popularity(train, items.height)
+        super().fit(train, items)
         self._text = features.text(items)
         self._text_columns = self._text.T.tocsr()
         return self
 
-    def scores(self, histories: Histories) -> NDArray[np.float32]:
-        recent = _recent(histories, self.decay, self.window, len(self._popularity))
-        return _or_popularity(_cosines(recent @ self._text, self._text_columns), histories, self._popularity)
+    def _near(self, recent: sparse.csr_matrix) -> NDArray[np.float32]:
+        return _cosines(recent @ self._text, self._text_columns)
 
 
-class TransitionsText:
+class TransitionsText(_Recency):
     """Counts of the items that came next after the last items, plus text; nothing is trained.
 
     The score of item i after h_1 ... h_n is the sum over its last ``window`` items of ``decay ** (n - t)`` times
@@ -289,22 +310,22 @@ class TransitionsText:
         back: float = 0.25,
         text: float = 2.0,
     ) -> None:
-        _check_recency("TransitionsText", decay, window, "0.7 and 20")
+        super().__init__(decay=decay, window=window)
         if not (0 <= power <= 1 and reach >= 1 and 0 <= back <= 1 and text >= 0):
             raise ConfigError(
                 "TransitionsText needs power and back between 0 and 1, reach >= 1 and text >= 0, "
                 f"found {power}, {back}, {reach} and {text}. The usual values are 0.25, 0.25, 10 and 2."
             )
-        self.decay, self.window = decay, window
         self.power, self.reach, self.back, self.text = power, reach, back, text
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("decay", "window", "power", "reach", "back", "text")}
+        own = {"power": self.power, "reach": self.reach, "back": self.back, "text": self.text}
+        return {**super().parameters, **own}
 
     def fit(self, train: Histories, items: pl.DataFrame) -> Self:
+        super().fit(train, items)
         n_items = items.height
-        self._popularity = _popularity(train, n_items)
         shape = (n_items, n_items)
         counts = sparse.csr_matrix(shape, dtype=np.float32)
         scale = np.ones(n_items)
@@ -323,12 +344,11 @@ class TransitionsText:
         self._text_columns = self._text.T.tocsr()
         return self
 
-    def scores(self, histories: Histories) -> NDArray[np.float32]:
-        recent = _recent(histories, self.decay, self.window, len(self._popularity))
+    def _near(self, recent: sparse.csr_matrix) -> NDArray[np.float32]:
         scores = (recent @ self._transitions).toarray()
         if self.text:
             scores += np.float32(self.text) * _cosines(recent @ self._text, self._text_columns)
-        return _or_popularity(scores, histories, self._popularity)
+        return scores
 
 
 BASELINES: dict[str, type[Baseline]] = {
@@ -455,40 +475,6 @@ def recommend(
                 scores[row, history] = -np.inf
         lists[cases] = features.top_k(scores, k)
     return lists
-
-
-def _popularity(train: Histories, n_items: int) -> NDArray[np.float32]:
-    """Training interactions per item, float32 [n_items]; refuses histories that do not fit the catalogue."""
-    features.interaction_matrix(train, n_items)
-    return np.bincount(np.concatenate([np.empty(0, np.int64), *train]).astype(np.int64), minlength=n_items).astype(
-        np.float32
-    )
-
-
-def _check_recency(name: str, decay: float, window: int, usual: str) -> None:
-    if not 0 < decay <= 1 or window < 1:
-        raise ConfigError(
-            f"{name} needs 0 < decay <= 1 and window >= 1, found {decay} and {window}. The usual values are {usual}."
-        )
-
-
-def _recent(histories: Histories, decay: float, window: int, n_items: int) -> sparse.csr_matrix:
-    """The last ``window`` items of each history, weighted ``decay`` per step back: float32 csr [n, n_items]."""
-    recent = [history[-window:] for history in histories]
-    lengths = np.array([len(h) for h in recent], dtype=np.int64)
-    rows = np.repeat(np.arange(len(recent)), lengths)
-    columns = np.concatenate([np.empty(0, np.int64), *recent]).astype(np.int64)
-    ages = np.cumsum(lengths)[rows] - 1 - np.arange(len(columns))
-    weights = (decay**ages).astype(np.float32)
-    return sparse.csr_matrix((weights, (rows, columns)), shape=(len(recent), n_items))
-
-
-def _or_popularity(
-    scores: NDArray[np.float32], histories: Histories, popularity: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """The scores, with those of empty histories replaced."""
-    scores[np.array([len(history) == 0 for history in histories], dtype=bool)] = popularity
-    return scores
 
 
 def _cosines(asked: sparse.csr_matrix, columns: sparse.csr_matrix) -> NDArray[np.float32]:

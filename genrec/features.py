@@ -291,6 +291,24 @@ def interaction_matrix(train: Sequence[NDArray[np.integer]], n_items: int) -> sp
     Raises:
         DataError: A history holds something that is not an item index.
     """
+    lengths, columns = _flat(train, n_items)
+    rows = np.repeat(np.arange(len(train)), lengths)
+    matrix = sparse.csr_matrix((np.ones(len(columns), np.float32), (rows, columns)), shape=(len(train), n_items))
+    matrix.data[:] = 1  # A repeated item was summed.
+    return matrix
+
+
+def counts(train: Sequence[NDArray[np.integer]], n_items: int) -> NDArray[np.int64]:
+    """How many training events each item has: int64 [n_items].
+
+    Raises:
+        DataError: A history holds something that is not an item index.
+    """
+    return np.bincount(_flat(train, n_items)[1], minlength=n_items)
+
+
+def _flat(train: Sequence[NDArray[np.integer]], n_items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The lengths of the histories, and their items one after another."""
     lengths = np.fromiter((len(h) for h in train), dtype=np.int64, count=len(train))
     columns = np.concatenate([np.empty(0, dtype=np.int64), *train]).astype(np.int64)
     if columns.size and (columns.min() < 0 or columns.max() >= n_items):
@@ -300,10 +318,7 @@ def interaction_matrix(train: Sequence[NDArray[np.integer]], n_items: int) -> sp
             f"the history of user {user} holds item {columns[wrong]}, but the catalogue has {n_items} items. "
             "Use the items and the histories of one data set."
         )
-    rows = np.repeat(np.arange(len(train)), lengths)
-    matrix = sparse.csr_matrix((np.ones(len(columns), np.float32), (rows, columns)), shape=(len(train), n_items))
-    matrix.data[:] = 1  # A repeated item was summed.
-    return matrix
+    return lengths, columns
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from genrec import adapter as adapters
+from genrec import features
 from genrec.identifiers import Identifiers
 
 _RIDGES = tuple(10.0**power for power in range(-3, 4))  # Of the regression, times the mean variance of a dimension.
@@ -106,9 +107,7 @@ class TrainedTokens:
         train: Sequence[np.ndarray],
     ) -> TrainedTokens:
         """Those of ``identifiers``, with text vectors float32 [items, d] and the training histories."""
-        counts = np.bincount(
-            np.concatenate([np.empty(0, np.int64), *train]).astype(np.int64), minlength=len(identifiers.item_ids)
-        )
+        counts = features.counts(train, len(identifiers.item_ids))
         place = {token: number for number, token in enumerate(identifiers.vocabulary)}
         events = np.zeros(len(place), dtype=np.int64)
         for tokens, count in zip(identifiers.tokens, counts.tolist(), strict=True):

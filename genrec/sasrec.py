@@ -144,8 +144,7 @@ class SASRec:
         import torch
 
         n_items = items.height
-        features.interaction_matrix(train, n_items)  # Refuses histories that do not fit the catalogue.
-        counts = np.bincount(np.concatenate([np.empty(0, np.int64), *train]).astype(np.int64), minlength=n_items)
+        counts = features.counts(train, n_items)
         self._popularity = counts.astype(np.float32)
         table, lengths = pieces(train, self.window + 1)
         rng = np.random.default_rng(self.seed)

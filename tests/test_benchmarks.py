@@ -408,13 +408,14 @@ def test_accuracy_is_that_of_the_adapters_that_it_leaves(shop: Path) -> None:
     assert told["data_hash"] == Dataset.load(shop / "data" / "tiny").hash
     assert (told["base"], told["seeds"]) == ("16x1x2", [0, 1])
     assert told["changes"] == " ".join([*FEW, "dropout=0.1"])
-    made = sorted(path for path in (shop / "adapters" / "bench").iterdir() if not path.name.endswith("-base"))
+    made = sorted(path for path in (shop / "adapters").glob("bench-*") if not path.name.endswith("-base"))
     assert [path.name.rpartition("-")[2] for path in made] == ["0", "1"]
     names = {"validation NDCG@10": "ndcg@10", "step that was kept": "step"}
     for seed, folder in enumerate(made):
         manifest, found = Adapter.load(folder).manifest, figures(report, f"seed {seed}")
         assert {what: found[what] for what in names} == {what: manifest["kept"][key] for what, key in names.items()}
         assert manifest["recipe"]["dropout"] == 0.1
+        assert Adapter.load(folder).data_folder == shop / "data" / "tiny"
         assert manifest["recipe"]["seed"] == seed
         # As `genrec eval` finds them.
         spec = ["eval", "eval/tiny.toml", "k=[10]", "baselines=[]", f'adapters={{one="adapters/{folder.name}"}}']

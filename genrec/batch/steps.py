@@ -316,8 +316,7 @@ class PopularityDamping(Step):
             raise ConfigError(f"strength is {self.strength}. It is at least 0; 0.1 is little, and 1 much.")
 
     def bind(self, catalogue: Catalogue, k: int) -> Callable[[Lists], Lists]:
-        consumed = np.concatenate([np.zeros(0, dtype=np.int64), *catalogue.train()]).astype(np.int64)
-        counts = np.bincount(consumed, minlength=catalogue.items.height).astype(np.float64)
+        counts = features.counts(catalogue.train(), catalogue.items.height).astype(np.float64)
         return partial(popularity_damping, counts=counts, strength=self.strength)
 
 

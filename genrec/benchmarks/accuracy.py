@@ -7,6 +7,7 @@ what. Validation chooses the weights; the test figures are those of the weights 
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import statistics
 import time
@@ -74,6 +75,8 @@ def accuracy(
     told = load_recipe(recipe, assignments)
     made_of = (as_table(replace(told, seed=0)), set_.hash, base, width, layers, heads)
     label = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+    inside = data.resolve().is_relative_to(workspace.resolve())
+    where = os.path.relpath(data, workspace) if inside else str(data.absolute())  # As a recipe would have it.
     rows: list[Row] = []
     for seed in seeds:
         name = f"bench-{data.name}-{label}-{seed}"
@@ -86,10 +89,10 @@ def accuracy(
                 set_.items["title"].to_list(), workspace / chosen,
                 width=width, layers=layers, heads=heads, seed=seed, overwrite=True,
             )  # fmt: skip
-        made = replace(told, base=chosen, data=str(data), seed=seed)
+        made = replace(told, base=chosen, data=where, seed=seed)
         folder = training.train(made, set_, name=name, workspace=workspace, overwrite=True)
         spec = Spec(
-            data=str(data), adapters={"recipe": f"adapters/{name}"}, baselines=(), split=made.split, ties=made.ties,
+            data=where, adapters={"recipe": f"adapters/{name}"}, baselines=(), split=made.split, ties=made.ties,
             split_seed=made.split_seed, k=(10,), num_beams=beams,
         )  # fmt: skip
         found = evaluate(spec, set_, name=name, workspace=workspace).rows["recipe"]
