@@ -90,9 +90,9 @@ def test_one_part_as_a_table(tiny: str) -> None:
 def test_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ConfigError, match=r"no part 'flor'. Did you mean 'floor'\?"):
         benchmarks.decode(parts=["flor"])
-    with pytest.raises(ConfigError, match="users 0"):
+    with pytest.raises(ConfigError, match="users is 0; it is at least 1"):
         benchmarks.decode(users=0)
-    with pytest.raises(ConfigError, match="threads 0"):
+    with pytest.raises(ConfigError, match="threads is 0; it is at least 1"):
         benchmarks.decode(threads=0)
     with pytest.raises(ConfigError, match="device is 'foo'"):
         benchmarks.decode(device="foo")
@@ -238,7 +238,7 @@ def test_training_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ConfigError, match=r"no part 'stp'. Did you mean 'step'\?"):
         train_benchmark.train(parts=["stp"])
     for wrong in ({"repeats": 0}, {"threads": 0}, {"minutes": 0.0}):
-        with pytest.raises(ConfigError, match="at least 1, minutes above 0"):
+        with pytest.raises(ConfigError, match=r"at least 1|above 0"):
             train_benchmark.train("", **wrong)  # type: ignore[arg-type]
 
 
@@ -453,7 +453,7 @@ def test_accuracy_refuses_what_it_sets_itself(shop: Path, key: str) -> None:
 
 def test_accuracy_refuses_no_seed_and_no_thread() -> None:
     for wrong in ({"seeds": ()}, {"threads": 0}):
-        with pytest.raises(ConfigError, match="both are at least 1"):
+        with pytest.raises(ConfigError, match="is 0; it is at least 1"):
             accuracy_benchmark.accuracy(Path("data/tiny"), Path("adapters/x.toml"), **wrong)  # type: ignore[arg-type]
 
 
@@ -583,9 +583,9 @@ def test_batch_benchmark_compares_the_job_with_its_engine(workspace: Path, tmp_p
     rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
     assert rows["job / engine"]["value"] == pytest.approx(rows["whole job"]["value"] / rows["engine alone"]["value"])
     assert rows["job / engine"]["goal"] == ">= 0.95"
-    with pytest.raises(ConfigError, match=r"part is 'trougput'\. Did you mean 'throughput'"):
+    with pytest.raises(ConfigError, match=r"no part 'trougput'\. Did you mean 'throughput'"):
         batch_benchmark.batch(workspace / "adapters" / "lora", parts=["trougput"])
-    with pytest.raises(ConfigError, match="at least 1, and one of them is 0"):
+    with pytest.raises(ConfigError, match="is 0; it is at least 1"):
         batch_benchmark.batch(workspace / "adapters" / "lora", users=0)
 
 
@@ -645,7 +645,7 @@ def test_prompts_of_another_catalogue_are_not_counted(workspace: Path, tmp_path:
     other.save(tmp_path / "other")
     with pytest.raises(ConfigError, match=r"have other items, .* Name the data set that it was trained on: data/tiny"):
         prompt_benchmark.prompts(tmp_path / "other", workspace / "adapters" / "lora", processes=1)
-    with pytest.raises(ConfigError, match="at least 1, and one of them is 0"):
+    with pytest.raises(ConfigError, match="is 0; it is at least 1"):
         prompt_benchmark.prompts(tmp_path / "other", users=0)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genrec import files, progress
-from genrec.errors import ConfigError
+from genrec.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +93,34 @@ class Report:
         """The rows as text."""
         marks = {True: "met", False: "MISSED", None: ""}
         return [[r.part, r.setting, r.what, f"{r.value:,.4g}", r.unit, r.n, r.goal, marks[r.met]] for r in self.rows]
+
+
+def begin(
+    command: str,
+    parts: Sequence[str] = (),
+    known: Sequence[str] = (),
+    threads: int | None = None,
+    **numbers: int | None,
+) -> None:
+    """Refuse parts that are not ``known`` and numbers that are too small, and set the threads of PyTorch.
+
+    Raises:
+        ConfigError: As told.
+    """
+    if unknown := [part for part in parts if part not in known]:
+        raise ConfigError(f"bench {command}: no part {unknown[0]!r}. {suggestion(unknown[0], known)}")
+    for name, number in {"threads": threads, **numbers}.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"bench {command}: {name} is {number}; it is at least 1.")
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def without_goals(rows: Sequence[Row]) -> list[Row]:
+    """Rows of quick settings, whose times mean nothing; what both sides answer (without a unit) must still agree."""
+    return [replace(row, goal="", met=None) if row.unit else row for row in rows]
 
 
 def figure(

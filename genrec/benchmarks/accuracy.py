@@ -18,7 +18,7 @@ from pathlib import Path
 from genrec import base as bases
 from genrec import progress, training
 from genrec.adapter import Adapter
-from genrec.benchmarks import Report, Row, conditions, figure, peak
+from genrec.benchmarks import Report, Row, begin, conditions, figure, peak
 from genrec.config import Spec, load_recipe, workspace_of
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError
@@ -61,16 +61,10 @@ def accuracy(
     Raises:
         ConfigError, DataError, AdapterError: No seed or thread, or what base, training and evaluation refuse.
     """
-    import torch
-
-    if not seeds or (threads is not None and threads < 1):
-        raise ConfigError(f"bench accuracy: seeds {len(seeds)}, threads {threads}: both are at least 1. "
-                          "Leave --threads out for one per core.")  # fmt: skip
+    begin("accuracy", threads=threads, seeds=len(seeds))
     for key in ("seed", "base", "data"):
         if key in override({}, assignments):
             raise ConfigError(f"bench accuracy: {key}= is set by the command itself: --seeds, --base, or the data set.")
-    if threads is not None:
-        torch.set_num_threads(threads)
     workspace, set_ = workspace_of(recipe), Dataset.load(data)
     told = load_recipe(recipe, assignments)
     made_of = (as_table(replace(told, seed=0)), set_.hash, base, width, layers, heads)

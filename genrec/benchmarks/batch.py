@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from genrec.asking import beams_for
 from genrec.batch import run_batch
-from genrec.benchmarks import Clock, Report, Row, conditions, figure, interleaved, median, peak
-from genrec.errors import ConfigError, GenrecError, suggestion
+from genrec.benchmarks import Clock, Report, Row, begin, conditions, figure, interleaved, median, peak
+from genrec.errors import GenrecError
 from genrec.recommender import Recommender
 
 PARTS = ("throughput", "memory")
@@ -61,16 +61,7 @@ def batch(
         AdapterError: The folder is no adapter.
         GenrecError: A job of the part memory failed.
     """
-    import torch
-
-    for part in parts:
-        if part not in PARTS:
-            raise ConfigError(f"part is {part!r}. {suggestion(part, PARTS)}")
-    least = min(users, repeats, *sizes, 1 if threads is None else threads)
-    if least < 1:
-        raise ConfigError(f"users, sizes, repeats and threads are at least 1, and one of them is {least}.")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    begin("batch", parts, PARTS, threads, users=users, repeats=repeats, size=min(sizes, default=1))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,7 +6,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +20,24 @@ from transformers import (
 )
 
 from genrec import adapter, base, config, files, progress, training
-from genrec.benchmarks import Clock, Report, Row, catalogue, conditions, figure, interleaved, median
+from genrec.benchmarks import (
+    Clock,
+    Report,
+    Row,
+    begin,
+    catalogue,
+    conditions,
+    figure,
+    interleaved,
+    median,
+    without_goals,
+)
 from genrec.benchmarks.materials import PROMPT, generated_data, load_model
 from genrec.benchmarks.peers import TrieMask, disagreement, generate, generated, prefix_function
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
-from genrec.errors import AdapterError, ConfigError, PromptError, suggestion
+from genrec.errors import AdapterError, ConfigError, PromptError
 from genrec.prompts import Prompt
 from genrec.recommender import Recommender
 from genrec.tokenization import make_frame, plain_tokenizer
@@ -492,20 +503,13 @@ def decode(
         ConfigError: An unknown part, or a number out of range.
         AdapterError: No such base.
     """
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"bench decode: no part {unknown[0]!r}. {suggestion(unknown[0], PARTS)}")
     if (tokens is None) != (beams is None):
         raise ConfigError("bench decode: --tokens and --beams make a setting together; give both.")
-    numbers = {"users": users, "load": load, "repeats": repeats, "threads": threads, "tokens": tokens, "beams": beams}
-    if any(number is not None and number < 1 for number in numbers.values()):
-        told = ", ".join(f"{name} {number}" for name, number in numbers.items() if number is not None)
-        raise ConfigError(f"bench decode: {told}: at least 1.")
+    begin("decode", parts, PARTS, threads, users=users, load=load, repeats=repeats, tokens=tokens, beams=beams)
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device is {device!r}, and PyTorch refused it: {error}") from error
-    if threads is not None:
-        torch.set_num_threads(threads)
     load = min(load, 40) if quick else load
     settings, items, large = (((12, 3),), 60, 90) if quick else (SETTINGS, _ITEMS, 200_000)
     if tokens is not None and beams is not None:
@@ -540,6 +544,6 @@ def decode(
             rows += [*_atomic(bench, items), *_atomic(bench, large)]
     if "beam-loss" in parts:
         rows += _beam_loss(data, quick)
-    if quick:  # What both sides answer (rows without a unit) must agree all the same.
-        rows = [replace(row, goal="", met=None) if row.unit else row for row in rows]
+    if quick:
+        rows = without_goals(rows)
     return Report(conditions(**given), sorted(rows, key=lambda row: PARTS.index(row.part)), "decode")

@@ -15,7 +15,7 @@ import numpy as np
 
 from genrec.adapter import Adapter
 from genrec.base import train_tokenizer
-from genrec.benchmarks import CLOCKS, Clock, Report, Row, conditions, figure, median
+from genrec.benchmarks import CLOCKS, Clock, Report, Row, begin, conditions, figure, median
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError
 from genrec.identifiers import Identifiers
@@ -96,8 +96,7 @@ def prompts(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = cores if processes is None else processes
-    if (least := min(users, processes, repeats)) < 1:
-        raise ConfigError(f"bench prompts: users, processes and repeats are at least 1, and one of them is {least}.")
+    begin("prompts", users=users, processes=processes, repeats=repeats)
     load = _Load(Path(data), adapter, users, max_length, repeats, clock)
     rows = _rows([_measure(load)], "one process", goal=processes == 1)
     if processes > 1:
@@ -156,8 +155,8 @@ def _measure(load: _Load, ready: Callable[[], Any] = lambda: None) -> list[_Meas
 
         def sequences(prompt: Prompt = prompt) -> int:
             size = 0
-            for begin in range(0, load.users, _CALL):
-                part = slice(begin, begin + _CALL)
+            for first in range(0, load.users, _CALL):
+                part = slice(first, first + _CALL)
                 ids = made.sequences(prompt, histories[part], people[part], told[part])
                 size += sum(map(len, ids))
             return size

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from genrec import adapter, base, config, progress, tuning
-from genrec.benchmarks import CLOCKS, Clock, Report, Row, conditions, figure, interleaved, median
+from genrec.benchmarks import CLOCKS, Clock, Report, Row, begin, conditions, figure, interleaved, median, without_goals
 from genrec.benchmarks.materials import PROMPT, generated_data, load_model, random_log
 from genrec.benchmarks.rows import by_budget, pack, packed, padding, per_target
 from genrec.benchmarks.timed import Timed
 from genrec.curriculum import Plan, Rows, plan
 from genrec.dataset import Dataset
 from genrec.engines.local import LocalEngine
-from genrec.errors import ConfigError, suggestion
+from genrec.errors import ConfigError
 from genrec.identifiers import Identifiers
 from genrec.options import LORA_DEFAULTS
 from genrec.prompts import Prompt
@@ -532,13 +532,9 @@ def train(
         ConfigError: An unknown part, or a number out of range.
         AdapterError: No such base.
     """
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"bench train: no part {unknown[0]!r}. {suggestion(unknown[0], PARTS)}")
-    if repeats < 1 or (threads is not None and threads < 1) or minutes <= 0:
-        told = f"repeats {repeats}, threads {threads}, minutes {minutes:g}"
-        raise ConfigError(f"bench train: {told}: repeats and threads are at least 1, minutes above 0.")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if minutes <= 0:
+        raise ConfigError(f"bench train: minutes is {minutes:g}; it is above 0.")
+    begin("train", parts, PARTS, threads, repeats=repeats)
     sizes = [
         Size("small base", items=1682),
         Size("128 wide, 3 layers", width=128, layers=3, items=12_000, steps=10),
@@ -584,6 +580,6 @@ def train(
                 training_ = {"lr_scheduler_type": "constant", "learning_rate": 1e-3, "weight_decay": 0.01}
                 setup = _setup(small, loaded, root, dropout=0.2, training=training_)
                 rows += _accuracy(setup, minutes, clock, 20 if quick else 1000)
-    if quick:  # What both sides compute (rows without a unit) must agree all the same.
-        rows = [replace(row, goal="", met=None) if row.unit else row for row in rows]
+    if quick:
+        rows = without_goals(rows)
     return Report(conditions(**given), sorted(rows, key=lambda row: PARTS.index(row.part)), "train")

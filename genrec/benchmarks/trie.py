@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genrec.benchmarks import CLOCKS, Clock, Report, Row, catalogue, conditions, figure, median
+from genrec.benchmarks import CLOCKS, Clock, Report, Row, begin, catalogue, conditions, figure, median
 from genrec.decoding import BeamSearch, Ints, Trie
 from genrec.errors import ConfigError
 
@@ -91,9 +91,7 @@ def trie(
         raise ConfigError(f"bench trie: --items is {n_items}; it is {_BEAMS} .. {most:,}.")
     if not 1 <= history <= n_items:
         raise ConfigError(f"bench trie: --history is {history}; it is 1 .. {n_items:,}, the number of items.")
-    for name, number in (("users", users), ("beams", num_beams), ("repeats", repeats)):
-        if number < 1:
-            raise ConfigError(f"bench trie: --{name} is {number}; it is at least 1.")
+    begin("trie", users=users, beams=num_beams, repeats=repeats)
     given: dict[str, Any] = {
         "items": n_items,
         "users": users,

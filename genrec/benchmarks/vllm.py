@@ -23,7 +23,18 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from genrec import adapter, base, config, progress
-from genrec.benchmarks import Clock, Report, Row, catalogue, conditions, figure, interleaved, median
+from genrec.benchmarks import (
+    Clock,
+    Report,
+    Row,
+    begin,
+    catalogue,
+    conditions,
+    figure,
+    interleaved,
+    median,
+    without_goals,
+)
 from genrec.benchmarks.materials import load_model
 from genrec.benchmarks.peers import disagreement
 from genrec.config import VllmOptions
@@ -32,7 +43,7 @@ from genrec.engines import Engine
 from genrec.engines import vllm as vllms
 from genrec.engines.local import LocalEngine
 from genrec.engines.pooled import VllmEngine
-from genrec.errors import ConfigError, suggestion
+from genrec.errors import ConfigError
 from genrec.toml import as_table
 
 PARTS = ("atomic", "semantic")
@@ -325,19 +336,13 @@ def decode(
         AdapterError: No such base.
         EngineError: vLLM died or stopped answering.
     """
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"bench decode --engine vllm: no part {unknown[0]!r}. {suggestion(unknown[0], PARTS)}")
-    numbers = {"users": users, "load": load, "repeats": repeats, "threads": threads, "tokens": tokens, "beams": beams}
-    if any(number is not None and number < 1 for number in numbers.values()):
-        told = ", ".join(f"{name} {number}" for name, number in numbers.items() if number is not None)
-        raise ConfigError(f"bench decode: {told}: at least 1.")
+    numbers = {"users": users, "load": load, "repeats": repeats, "tokens": tokens, "beams": beams}
+    begin("decode --engine vllm", parts, PARTS, threads, **numbers)
     vllms.version()  # Refused here, where it is missing, and not after a model was made.
     cuda = torch.cuda.is_available()
     options = options or VllmOptions()
     if cuda:
         options = replace(options, gpu_memory_utilization=min(_MEMORY, options.gpu_memory_utilization))
-    if threads is not None:
-        torch.set_num_threads(threads)
     load = min(load, 8) if quick else load
     tokens = tokens or (12 if quick else 100)
     items, codes = (60, 8) if quick else (_ITEMS, _CODES)
@@ -367,8 +372,8 @@ def decode(
             if part in parts:
                 for width in chosen:
                     rows += bench.compare(part, tables[part], width)
-    if quick:  # What both engines answer (rows without a unit) must agree all the same.
-        rows = [replace(row, goal="", met=None) if row.unit else row for row in rows]
+    if quick:
+        rows = without_goals(rows)
     found = conditions(**given)
     found["versions"]["vllm"] = vllms.version()
     return Report(found, rows, "decode")
