@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from genrec import semantic_ids
-from genrec.errors import ConfigError, IdentifierError, UnknownIdError, suggestion
+from genrec.errors import ConfigError, IdentifierError, UnknownIdError, closest, suggestion
 from genrec.files import new_file, text_hash
 
 Tokens = tuple[str, ...]
@@ -256,16 +256,32 @@ class Identifiers:
         kept = fitted_on if self.scheme in FROM_VECTORS else ""
         return Identifiers(self.scheme, [*self.item_ids, *item_ids], [*self.tokens, *new], kept)
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The index of each item id."""
+        return {item_id: number for number, item_id in enumerate(self.item_ids)}
+
+    def indices(self, items: Sequence[str], where: str) -> NDArray[np.int32]:
+        """Item ids as int32 item indices.
+
+        Raises:
+            UnknownIdError: An item that is not here, with the closest one; ``where`` names the catalogue.
+            TypeError: Something that cannot be an id.
+        """
+        try:
+            return np.array([self.index[item] for item in items], dtype=np.int32)
+        except KeyError:
+            unknown = next(item for item in items if item not in self.index)
+            hint = closest(unknown, self.index, f"It has {len(self.index)} items.")
+            raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {where}. {hint}") from None
+
     def summary(self, items: Sequence[str] = ()) -> dict[str, Any]:
         """Scheme, counts, and the identifiers of ``items``, as plain values.
 
         Raises:
             UnknownIdError: One of ``items`` is not among them.
         """
-        index = {item_id: number for number, item_id in enumerate(self.item_ids)}
-        unknown = next((item for item in items if item not in index), None)
-        if unknown is not None:
-            raise UnknownIdError(f"item {unknown!r} has no identifier here; there are {len(self.item_ids)} items.")
+        chosen = self.indices(items, "these identifiers")
         first = Counter(tokens[0] for tokens in self.tokens)
         lengths = Counter(map(len, self.tokens))
         return {
@@ -277,7 +293,7 @@ class Identifiers:
             "most_items_on_a_first_token": max(first.values(), default=0),
             "fitted_on": self.fitted_on,
             "hash": self.hash,
-            **{item: "".join(self.tokens[index[item]]) for item in items},
+            **{item: "".join(self.tokens[index]) for item, index in zip(items, chosen.tolist(), strict=True)},
         }
 
     @cached_property

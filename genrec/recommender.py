@@ -67,7 +67,7 @@ class Recommender:
         self.trie = Trie.build(self.tokenization.tokens)
         self.exclude_seen = adapter.exclude_seen
         self.item_ids = list(adapter.identifiers.item_ids)
-        self.index = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        self.index = adapter.identifiers.index
         self.titles = adapter.items["title"].to_list()
         self._own = adapter.prompt  # As trained.
         self._file: Path | None = None  # What ``reload`` reads.
@@ -243,14 +243,10 @@ class Recommender:
         """
         items = sorted(items, key=str) if isinstance(items, set | frozenset) else listed(items, "items")
         try:
-            return np.array([self.index[item] for item in items], dtype=np.int32)
+            return self.adapter.identifiers.indices(items, str(self.adapter.path))
         except TypeError:  # It cannot be hashed.
             wrong = next(item for item in items if not isinstance(item, str))
             raise ConfigError(f"an item id is a text, found {wrong!r}.") from None
-        except KeyError:
-            unknown = next(item for item in items if item not in self.index)
-            hint = closest(unknown, self.index, "The adapter knows the items that it was trained with.")
-            raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {self.adapter.path}. {hint}") from None
 
     def _prompts(self, histories: Sequence[np.ndarray], users: Rows | None, contexts: Rows | None) -> list[Any]:
         who, told = one_each(users, "users", len(histories)), one_each(contexts, "contexts", len(histories))

@@ -209,18 +209,10 @@ class Setting:
             self._rooms[prompt.hash] = self.tokenization.answer_room(prompt, answers)
         return self._rooms[prompt.hash]
 
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {item_id: index for index, item_id in enumerate(self.tokenization.identifiers.item_ids)}
-
     def indices(self, items: Sequence[str]) -> np.ndarray:
         """Item ids -> int32 item indices. Raises UnknownIdError for an item without an identifier."""
-        unknown = next((item for item in items if item not in self._index), None)
-        if unknown is not None:
-            where = self.data if self.adapter is None else self.adapter.path
-            hint = closest(unknown, self._index, f"It has {len(self._index)} items.")
-            raise UnknownIdError(f"item {unknown!r} is not in the catalogue of {where}. {hint}")
-        return np.array([self._index[item] for item in items], dtype=np.int32)
+        where = self.data if self.adapter is None else self.adapter.path
+        return self.tokenization.identifiers.indices(items, str(where))
 
     def problems(self, prompt: Prompt) -> list[Problem]:
         """What looks wrong in a prompt here: as ``Prompt.check`` with ``columns`` and the tokenizer."""

@@ -516,7 +516,7 @@ def test_what_asks_several_times_is_of_one_prompt(
 def test_unknown_item_is_named_with_the_closest(rec: Recommender) -> None:
     with pytest.raises(UnknownIdError, match=r"item 'I5' is not in the catalogue of .*lora\. Did you mean 'i5'\?"):
         rec.recommend([["i1"], ["i2", "I5"]])
-    with pytest.raises(UnknownIdError, match=r"item 'whatever' .* The adapter knows the items"):
+    with pytest.raises(UnknownIdError, match=r"item 'whatever' .* It has 24 items"):
         rec.score(["i1"], ["whatever"])
     odd: Any
     for odd in (17, None, float("nan")):
