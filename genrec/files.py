@@ -156,6 +156,13 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def shipped() -> Path:
+    """The workspace that genrec ships: inside the wheel, or the repository root of an editable install."""
+    package = Path(__file__).parent
+    inside = package / "_workspace"
+    return inside if inside.is_dir() else package.parent
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
     with new_file(path) as temporary:

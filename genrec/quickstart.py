@@ -50,13 +50,6 @@ class Result:
     batch: batch.Summary | None = None
 
 
-def template() -> Path:
-    """The workspace that genrec ships: inside the wheel, or the repository root of an editable install."""
-    package = Path(__file__).parent
-    shipped = package / "_workspace"
-    return shipped if shipped.is_dir() else package.parent
-
-
 def init(folder: str | Path) -> list[Path]:
     """Make a workspace: copy the shipped prompts, recipes and specs to ``folder``; what is there already stays.
 
@@ -65,8 +58,8 @@ def init(folder: str | Path) -> list[Path]:
     """
     written = []
     for pattern in ("prompts/**/*.jinja", "adapters/*.toml", "eval/*.toml"):
-        for source in sorted(template().glob(pattern)):
-            target = Path(folder) / source.relative_to(template())
+        for source in sorted(files.shipped().glob(pattern)):
+            target = Path(folder) / source.relative_to(files.shipped())
             if not target.exists():
                 with files.new_file(target) as temporary:
                     shutil.copyfile(source, temporary)
@@ -85,7 +78,7 @@ def new_prompt(path: str | Path, start: str = "next_item") -> Path:
         ConfigError: No shipped prompt of that name, or another ending.
         StorageError: The file is there already.
     """
-    path, folder = Path(path), template() / "prompts"
+    path, folder = Path(path), files.shipped() / "prompts"
     shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for file in folder.glob("**/*.jinja")}
     if start not in shipped:
         raise ConfigError(f"no prompt {start!r} is shipped. {suggestion(start, shipped)}")

@@ -40,7 +40,6 @@ from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
 from genrec.engines.local import LocalEngine
 from genrec.errors import AdapterError, ConfigError, GenrecError
-from genrec.prompts import ItemRef, Prompt
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,12 +99,6 @@ def test_refuses_what_it_does_not_know() -> None:
         benchmarks.decode(tokens=7)
     with pytest.raises(AdapterError, match="no folder"):
         benchmarks.decode("adapters/none", parts=["floor"])
-
-
-def test_the_prompt_is_the_shipped_one() -> None:
-    shipped, own = Prompt.load(ROOT / "prompts" / "next_item.jinja"), Prompt.parse(materials.PROMPT, "own")
-    assert shipped.render("user") == own.render("user")
-    assert shipped.blocks == own.blocks
 
 
 def test_calls_are_taken_in_turn() -> None:
@@ -327,19 +320,6 @@ def test_time_is_over_when_it_is_over_and_validation_takes_none(monkeypatch: pyt
         stops.append(control.should_training_stop)
     assert stops == [False, False, False, True]
     assert watch.found == [106.0, 212.0]  # After 6 and 12 seconds of training.
-
-
-@pytest.mark.parametrize("name", list(train_benchmark.QUESTIONS))
-def test_the_questions_are_the_shipped_ones(name: str) -> None:
-    shipped, own = Prompt.load(ROOT / "prompts" / f"{name}.jinja"), Prompt.parse(train_benchmark.QUESTIONS[name], name)
-    assert shipped.blocks == own.blocks
-    assert shipped.reads == own.reads
-    item = {"title": "Heat", "identifier": ItemRef(1)}
-    past = [{"title": "Alien", "identifier": ItemRef(2)}, item]
-    assert shipped.render("user", item=item, history=past) == own.render("user", item=item, history=past)
-    for rating in (3.0, 4.0):
-        answers = [prompt.render("assistant", item=item, event={"rating": rating}) for prompt in (shipped, own)]
-        assert answers[0] == answers[1]
 
 
 def test_padding_is_measured_with_questions_of_every_kind(tmp_path: Path) -> None:
@@ -633,11 +613,6 @@ def test_prompts_of_a_data_set_and_of_an_adapter_are_counted(workspace: Path, tm
         assert {row["what"] for row in rates if row["goal"]} == {name for name in names if name.startswith("next_item")}
         assert all(row["value"] >= 1 for row in rows if row["unit"] == "tokens per prompt")
     assert (tmp_path / "prompts.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_prompts_of_a_data_set_are_the_shipped_ones() -> None:
-    for name, source in prompt_benchmark.PROMPTS.items():
-        assert Prompt.parse(source, name).contract == Prompt.load(ROOT / "prompts" / f"{name}.jinja").contract
 
 
 def test_prompts_of_another_catalogue_are_not_counted(workspace: Path, tmp_path: Path) -> None:

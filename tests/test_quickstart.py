@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import genrec
-from genrec import checkpoints, evaluation, quickstart, readers, training
+from genrec import checkpoints, evaluation, files, quickstart, readers, training
 from genrec.adapter import Adapter
 from genrec.errors import AdapterError, ConfigError
 from genrec.quickstart import NAME, Result
@@ -303,7 +303,7 @@ def test_init_copies_the_shipped_files(tmp_path: Path) -> None:
     assert {f"adapters/{NAME}.toml", f"adapters/{NAME}-base.toml", f"eval/{NAME}.toml"} <= names
     assert {"prompts/shop/next_item.jinja", "prompts/shop_zh/next_item.jinja"} <= names
     for path in written:
-        assert path.read_bytes() == (quickstart.template() / path.relative_to(tmp_path / "shop")).read_bytes()
+        assert path.read_bytes() == (files.shipped() / path.relative_to(tmp_path / "shop")).read_bytes()
     assert {path for path in (tmp_path / "shop").rglob("*") if path.is_file()} == set(written)
 
 
@@ -323,5 +323,5 @@ def test_template_of_a_wheel_lies_in_the_package(tmp_path: Path, monkeypatch: py
     names = ("prompts/kind/shipped.jinja", "prompts/shipped.jinja")
     for name in names:
         (package / "_workspace" / name).write_text("text")
-    monkeypatch.setattr(quickstart, "__file__", str(package / "quickstart.py"))
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
     assert quickstart.init(tmp_path / "shop") == [tmp_path / "shop" / name for name in names]

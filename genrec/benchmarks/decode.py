@@ -32,7 +32,7 @@ from genrec.benchmarks import (
     median,
     without_goals,
 )
-from genrec.benchmarks.materials import PROMPT, generated_data, load_model
+from genrec.benchmarks.materials import generated_data, load_model, shipped_prompt
 from genrec.benchmarks.peers import TrieMask, disagreement, generate, generated, prefix_function
 from genrec.dataset import Dataset
 from genrec.decoding import Beams, Trie
@@ -318,7 +318,7 @@ def _one_prefix(bench: _Bench, name: str, system: str) -> list[Row]:
         progress.say(f"the model brings no tokenizer: a head of {length} random tokens")
     else:
         block = f"{{% block system %}}{system}{{% endblock %}}" if system else ""
-        prompt = Prompt.parse(block + PROMPT, "next_item")
+        prompt = Prompt.parse(block + shipped_prompt("next_item"), "next_item")
         frame, plain = make_frame(tokenizer, system=bool(system)), plain_tokenizer(tokenizer)
         told = [
             [token for part in prompt.render(block) for token in plain.encode(part.text, add_special_tokens=False).ids]
@@ -436,7 +436,7 @@ def _beam_loss(data: Path | None, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         (root / "prompts").mkdir()
-        files.write_text(root / "prompts" / "next_item.jinja", PROMPT)
+        files.write_text(root / "prompts" / "next_item.jinja", shipped_prompt("next_item"))
         base.create(loaded.items["title"].to_list(), root / "adapters" / "random", vocabulary=600)
         loaded.save(root / "data" / "log")
         recipe = config.Recipe(

@@ -9,11 +9,13 @@ import polars as pl
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from genrec import base
+from genrec import base, files
 from genrec.dataset import Dataset
 
-# The blocks of the shipped prompt, prompts/next_item.jinja.
-PROMPT = "{% block user %}Next:{% endblock %}\n{% block item %}{{ item.identifier }}{% endblock %}\n"
+
+def shipped_prompt(name: str) -> str:
+    """The text of a prompt that genrec ships."""
+    return (files.shipped() / "prompts" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from genrec.adapter import Adapter
 from genrec.base import train_tokenizer
 from genrec.benchmarks import CLOCKS, Clock, Report, Row, begin, conditions, figure, median
+from genrec.benchmarks.materials import shipped_prompt
 from genrec.dataset import Dataset
 from genrec.errors import ConfigError
 from genrec.identifiers import Identifiers
@@ -23,15 +24,7 @@ from genrec.prompts import Prompt
 from genrec.splits import contexts
 from genrec.tokenization import Tokenization, add_identifier_tokens
 
-PROMPTS = {  # Some of the shipped ones, for a data set without an adapter.
-    "next_item": "{% block user %}Next:{% endblock %}{% block item %}{{ item.identifier }}{% endblock %}",
-    "next_item_titles": "{% block user %}Next:{% endblock %}"
-    "{% block item %}{{ item.identifier }} {{ item.title | truncate(30) }}{% endblock %}",
-    "title_to_item": '{% block user %}Which item is "{{ item.title }}"?{% endblock %}'
-    "{% block assistant %}{{ item.identifier }}{% endblock %}",
-    "titles_to_item": "{% block user %}{% for past in history %}{{ past.title }}; {% endfor %}next:{% endblock %}"
-    "{% block assistant %}{{ item.identifier }}{% endblock %}",
-}
+PROMPTS = ("next_item", "next_item_titles", "title_to_item", "titles_to_item")  # Of a data set without an adapter.
 _GOAL = 20_000  # Sequence prompts per second on all cores.
 _QUESTIONS = 512  # Each is rendered anew, so that fewer of them tell as much.
 _CALL = 512  # Histories of one call.
@@ -193,4 +186,4 @@ def _prepared(load: _Load, data: Dataset) -> tuple[Tokenization, list[Prompt]]:
     tokenizer = train_tokenizer(data.items["title"].to_list(), _VOCABULARY)
     add_identifier_tokens(tokenizer, identifiers)
     made = Tokenization(tokenizer, identifiers, data.items, max_length=load.max_length)
-    return made, [Prompt.parse(source, name) for name, source in PROMPTS.items()]
+    return made, [Prompt.parse(shipped_prompt(name), name) for name in PROMPTS]

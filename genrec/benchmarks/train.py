@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from genrec import adapter, base, config, progress, tuning
 from genrec.benchmarks import CLOCKS, Clock, Report, Row, begin, conditions, figure, interleaved, median, without_goals
-from genrec.benchmarks.materials import PROMPT, generated_data, load_model, random_log
+from genrec.benchmarks.materials import generated_data, load_model, random_log, shipped_prompt
 from genrec.benchmarks.rows import by_budget, pack, packed, padding, per_target
 from genrec.benchmarks.timed import Timed
 from genrec.curriculum import Plan, Rows, plan
@@ -39,18 +39,8 @@ PARTS = ("step", "rows", "items", "padding", "accuracy")
 ITEMS_GOALS = {"beauty": 4.0, "movielens-100k": 15.0}
 """By the name of a data set: supervised items a second of whole histories, over those of one row per target."""
 # The blocks of the shipped prompts of these names.
-QUESTIONS = {
-    "title_to_item": '{% block user %}Which item is "{{ item.title }}"?{% endblock %}\n'
-    "{% block assistant %}{{ item.identifier }}{% endblock %}\n",
-    "item_to_title": "{% block user %}What is the title of {{ item.identifier }}?{% endblock %}\n"
-    "{% block assistant %}{{ item.title }}{% endblock %}\n",
-    "titles_to_item": "{% block user %}{% for past in history %}{{ past.title }}; {% endfor %}next:{% endblock %}\n"
-    "{% block assistant %}{{ item.identifier }}{% endblock %}\n",
-    "click": "{% block user %}{% for past in history %}{{ past.identifier }}{% endfor %} Like {{ item.identifier }}?"
-    "{% endblock %}\n{% block assistant %}{% if event.rating >= 4 %}yes{% else %}no{% endif %}{% endblock %}\n",
-}
 SHARES = {"title_to_item": 0.1, "item_to_title": 0.1, "titles_to_item": 1.0, "click": 1.0}
-"""The weights of ``QUESTIONS`` beside next_item."""
+"""The weights of questions beside next_item."""
 
 Batch = Mapping[str, torch.Tensor]
 Way = Literal["full", "lora"]
@@ -130,10 +120,8 @@ def _setup(size: Size, data: Dataset, root: Path, way: Way = "full", questions: 
         tokenizer, model = base.find(name).tokenizer(), load_model(name, device=_device())
     made = Identifiers.build(size.scheme, data.item_ids, levels=4, codes=256)
     add_identifier_tokens(tokenizer, made)
-    asked = (
-        [name for name in QUESTIONS if name != "click" or "rating" in data.interactions.columns] if questions else []
-    )
-    prompts = [Prompt.parse(PROMPT, "next_item"), *(Prompt.parse(QUESTIONS[name], name) for name in asked)]
+    asked = [name for name in SHARES if name != "click" or "rating" in data.interactions.columns] if questions else []
+    prompts = [Prompt.parse(shipped_prompt(name), name) for name in ("next_item", *asked)]
     tasks = tuple(config.Task(f"prompts/{prompt.name}.jinja", SHARES.get(prompt.name, 1.0)) for prompt in prompts)
     tokenization = Tokenization(tokenizer, made, data.items, max_length=size.max_length)
     adapter.resize(model, len(tokenizer))
