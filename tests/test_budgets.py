@@ -60,7 +60,7 @@ histories = st.lists(st.integers(0, N_ITEMS - 1), max_size=20)
 
 @pytest.mark.parametrize("item", ITEMS)
 @pytest.mark.parametrize("head", HEADS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(history=histories, target=st.integers(0, N_ITEMS - 1), room=st.integers(0, 120), name=names, query=names)
 def test_a_sequence_keeps_the_newest_whole_items_that_fit(
     head: str, item: str, history: list[int], target: int, room: int, name: str, query: str
@@ -86,7 +86,7 @@ def test_a_sequence_keeps_the_newest_whole_items_that_fit(
         assert made.sequence(prompt, window[:place], user, context).tolist() == row.ids[:start].tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     history=histories,
     target=st.integers(0, N_ITEMS - 1),

@@ -139,7 +139,7 @@ ROWS = st.lists(
 DAYS = st.dictionaries(st.sampled_from([f"u{number}" for number in range(12)]), ROWS, max_size=12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(DAYS, DAYS, st.integers(1, 5), st.integers(1, 5), st.none() | st.sets(st.sampled_from("abcxy")))
 def test_measures_are_those_of_their_definitions_whatever_the_shards_and_buckets(
     tmp_path_factory: pytest.TempPathFactory,

@@ -16,7 +16,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec.dataset import Dataset
@@ -294,7 +294,6 @@ def test_k_core_closed_form() -> None:
 
 
 @given(EVENTS, st.integers(0, 4), st.integers(0, 4))
-@settings(deadline=None)
 def test_k_core_is_the_largest_fixpoint(events: list[tuple[str, str, int | None]], users: int, items: int) -> None:
     kept = events
     while True:  # Remove one offending event at a time.

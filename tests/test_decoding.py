@@ -143,7 +143,7 @@ class TestTrie:
 
 
 class TestBeamSearch:
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(catalogues, st.integers(0, 2**32), st.integers(1, 12))
     def test_equals_a_naive_search(self, identifiers: list[tuple[int, ...]], seed: int, beams: int) -> None:
         model, trie = Model(seed), Trie.build(padded(identifiers))
@@ -155,7 +155,7 @@ class TestBeamSearch:
             np.testing.assert_allclose(found.scores[prompt, :n], [score for score, _ in expected], atol=1e-5)
             assert (found.items[prompt, n:] == -1).all()
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(catalogues, st.integers(0, 2**32), st.data())
     def test_restrictions_with_all_beams_are_exact(
         self, identifiers: list[tuple[int, ...]], seed: int, data: st.DataObject
@@ -307,7 +307,7 @@ class TestSavedTrie:
 
 
 class TestMasks:
-    @settings(deadline=None, max_examples=150)
+    @settings(max_examples=150)
     @given(st.integers(0, 2**32), st.sampled_from([1, 2, 63, 64, 65, 127, 128, 300]))
     def test_candidates_are_the_children_with_an_open_item(self, seed: int, n_items: int) -> None:
         """At every step, against all identifiers one by one; lists are shared, doubled, padded, dense or empty."""

@@ -115,7 +115,7 @@ class CoarseEngine(DummyEngine):
         return -1.0 - np.floor(self.logits(states)[rows, tokens] / 2)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def check_rank(data: st.DataObject) -> None:
     names = data.draw(st.lists(st.text("abcd", min_size=1, max_size=4), min_size=2, max_size=30, unique=True))

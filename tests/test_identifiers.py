@@ -22,7 +22,7 @@ def vectors_of(n: int, kind: str = "normal") -> np.ndarray:
     return np.random.default_rng(0).normal(size=(n, 4)) if kind == "normal" else np.ones((n, 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ids, st.sampled_from(sorted(SCHEMES)), st.sampled_from(["normal", "equal"]), st.integers(0, 3))
 def test_always_a_prefix_free_bijection(item_ids: list[str], scheme: str, kind: str, seed: int) -> None:
     vectors = vectors_of(len(item_ids), kind)
@@ -177,7 +177,7 @@ def test_token_vectors_are_means() -> None:
 # ---- Titles ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(titles_of, st.integers(0, 20))
 def test_titles_make_a_prefix_free_bijection_that_grows_at_its_end(titles: list[list[str]], more: int) -> None:
     item_ids = [str(number) for number in range(len(titles))]

@@ -128,7 +128,7 @@ def test_output_without_shards(tmp_path: Path) -> None:
     assert verify(tmp_path).shards == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True), columns=st.permutations(["a", "b"]))
 def test_same_tables_give_the_same_bytes_however_they_were_put_together(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], columns: list[str]

@@ -71,7 +71,7 @@ def check(previous: Previous, today: list[int], rows: list[int], seen: set[int])
     assert index["reason"].to_list() == [None if row % 3 == 2 else f"why {row}" for row in found]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_takes_the_lists_of_the_rows_that_are_found(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

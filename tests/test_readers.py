@@ -865,7 +865,7 @@ NAME = st.text("ab\"' |,é", min_size=1, max_size=4).filter(lambda text: text.st
 NUMBER = st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(draw=st.data())
 def test_recbole_round_trip(draw: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     ids = draw.draw(st.lists(NAME, min_size=1, max_size=4, unique=True))

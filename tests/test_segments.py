@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec.segments import segments
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 130), st.integers(0, 5)), min_size=1, max_size=30),
     st.lists(st.integers(0, 700), min_size=6, max_size=6),

@@ -16,7 +16,7 @@ def assert_distinct(codes: np.ndarray, n: int, levels: int, size: int) -> None:
     assert n == 0 or (codes.min() >= 0 and codes.max() < size)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 4), st.integers(1, 5), st.integers(0, 3))
 def test_always_a_bijection(data: st.DataObject, levels: int, size: int, seed: int) -> None:
     n = data.draw(st.integers(0, min(60, size**levels)))

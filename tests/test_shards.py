@@ -61,7 +61,7 @@ some_items = st.lists(st.sampled_from(ITEMS), max_size=24)
 studio = st.sampled_from(["studio 0", "studio 1", "studio 2"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_lists_are_the_best_of_the_legal_items(dummy: Recommender, data: st.DataObject) -> None:
     where = data.draw(st.none() | studio)

@@ -97,7 +97,7 @@ def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["parquet", "parquet in row groups", "csv", "csv.gz", "jsonl", "lazy"])
 @given(spans=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rows_may_be_taken_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, name: str, spans: list[tuple[int, int]]
 ) -> None:
@@ -173,7 +173,7 @@ def jsonl_file(folder: Path, content: str | bytes) -> Path:
         min_size=1, max_size=4,
     )
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_csv_is_typed_as_readers_type_the_whole(
     tmp_path_factory: pytest.TempPathFactory, columns: list[list[str]]
 ) -> None:
@@ -204,7 +204,7 @@ def test_csv_is_typed_as_readers_type_the_whole(
         min_size=1, max_size=6,
     )
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_jsonl_is_typed_as_readers_type_the_whole(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec.dataset import Dataset
@@ -132,7 +132,6 @@ def test_shuffled_ties() -> None:
 
 
 @given(EVENTS, st.sampled_from(["file", "shuffled"]), st.integers(0, 3))
-@settings(deadline=None)
 def test_leave_one_out_of_any_log(events: list[tuple[str, str, int | None]], ties: Any, seed: int) -> None:
     data = Dataset.from_frames(log(*events))
     if all(time is None for _, _, time in events):
@@ -154,7 +153,6 @@ def test_leave_one_out_of_any_log(events: list[tuple[str, str, int | None]], tie
 
 
 @given(EVENTS, st.floats(0.05, 0.45), st.floats(0.05, 0.45), st.sampled_from(["file", "shuffled"]))
-@settings(deadline=None)
 def test_temporal_of_any_log(
     events: list[tuple[str, str, int | None]], valid_fraction: float, test_fraction: float, ties: Any
 ) -> None:

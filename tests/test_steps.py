@@ -94,7 +94,7 @@ def same(one: Lists, other: Lists) -> bool:
     return rows(one) == rows(other) and one.filled.tolist() == other.filled.tolist()
 
 
-properties = settings(max_examples=80, deadline=None)
+properties = settings(max_examples=80)
 
 
 # Every step
@@ -256,7 +256,7 @@ def test_items_without_a_value_are_not_limited() -> None:
 
 @pytest.mark.parametrize("baseline", ["popularity", "item_knn", "text", "transitions_text", "ease"])
 @given(lists=some_lists(), k=st.integers(1, N + 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_lists_are_filled_up_with_what_the_baseline_likes_best(baseline: str, lists: Lists, k: int) -> None:
     found = run(lists, {"step": "fill_up", "baseline": baseline}, k=k)
     assert found.items.shape == (len(lists.items), k)

@@ -236,14 +236,14 @@ def check_linear(text: str) -> None:
     assert {segment.kind for segment in segments} <= {"template", "data", "identifier"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(templates())
 def test_what_a_grammar_makes_is_refused_or_linear(text: str) -> None:
     check_linear(text)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(templates())
 def test_more_of_what_a_grammar_makes_is_refused_or_linear(text: str) -> None:
     check_linear(text)
@@ -366,7 +366,7 @@ _PIECES = [
 ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(_PIECES), max_size=8), st.lists(st.sampled_from(_PIECES), max_size=8))
 def test_one_contract_renders_alike(one: list[str], other: list[str]) -> None:
     prompts = []

@@ -322,7 +322,7 @@ def test_one_training_forward_scores_what_the_engine_scores(family: str, scheme:
 
 @every_scheme
 @pytest.mark.parametrize("prompt", [WITH_TEXT, HEADLESS], ids=lambda prompt: prompt.name)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     history=st.lists(st.integers(0, len(TITLES) - 1), min_size=1, max_size=25),
     room=st.integers(0, 60),
@@ -429,7 +429,7 @@ def test_no_title_smuggles_in_a_control_or_identifier_token(family: str) -> None
     added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
     harmful = added - {tokenizer.unk_token_id}
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(title=spelled(family))
     @example(title="<|a_0|>")
     @example(title="</s><s>")
@@ -466,7 +466,6 @@ def test_words_of_a_prompt_file_spell_no_token_either(family: str) -> None:
     assert not (set(ids) & set(tokenizer.get_added_vocab().values())) - {tokenizer.unk_token_id}
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_plain_text_is_encoded_without_loss(text: str) -> None:
     tokenization = make("byte-level")
@@ -622,7 +621,7 @@ PARTING = Prompt.parse(  # An item that adds nothing between items that do, and 
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     prompt=st.sampled_from([NEXT_TITLE, PARTING]),
     history=st.lists(st.integers(0, len(ITEMS) - 1), max_size=90),
@@ -780,7 +779,7 @@ def test_any_titles_make_a_prefix_free_bijection_and_hold_no_control_token(famil
     control = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     texts = spelled(family) | st.sampled_from([*TITLES, *LOOK_ALIKES, "红楼", "红楼梦", "🙂🙃", "T" * 400, " ", "\n"])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.lists(texts, min_size=len(ITEMS), max_size=len(ITEMS)))
     def holds(titles: list[str]) -> None:
         titles = [*titles[:-1], titles[0]]

@@ -37,7 +37,7 @@ START = 2_000_000  # Later than all of the old log.
 # Identifiers
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(SCHEMES)),
     st.integers(1, 20),
@@ -101,7 +101,7 @@ def test_a_new_item_takes_the_codes_of_its_like_or_the_nearest_free_ones() -> No
 # What is trained
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=40), st.integers(0, 30), st.data())
 def test_later_windows_make_every_new_event_a_target_once_with_as_much_before_it_as_fits(
     lengths: list[int], budget: int, data: st.DataObject
@@ -533,7 +533,7 @@ def test_an_update_that_is_killed_between_its_two_folders_is_mended_by_resume(
 # Users who were trained on to their last event
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=8))
 def test_with_leave_one_out_no_case_that_decides_or_is_measured_was_a_target(added: list[list[int]]) -> None:
     # A log that comes in three parts; what was a target by then, event by event.

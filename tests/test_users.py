@@ -47,7 +47,7 @@ def jsonl(folder: Path, *lines: str) -> Path:
 
 
 @given(ids=st.lists(st.sampled_from(["a", "b", "c", "d", "", None]), min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_survey_tells_which_ids_stand_in_an_earlier_row(ids: list[str | None]) -> None:
     frame = pl.DataFrame({"user_id": ids, "history": [[]] * len(ids)}, schema={"user_id": pl.String, "history": TEXTS})
     survey = Users.open(frame).survey()
@@ -247,7 +247,7 @@ BAD = st.sampled_from(
 
 
 @given(rows=st.lists(st.tuples(st.booleans(), GOOD, BAD), min_size=1, max_size=12), start=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_good_rows_are_those_of_a_clean_input(rows: list[tuple[bool, Any, Any]], start: int) -> None:
     mixed = [{"user_id": f"u{n}", **(bad if is_bad else good)} for n, (is_bad, good, bad) in enumerate(rows)]
     clean = [row for row, (is_bad, _, _) in zip(mixed, rows, strict=True) if not is_bad]
