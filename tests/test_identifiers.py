@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -234,3 +235,55 @@ def test_only_the_new_tokens_of_titles_get_vectors() -> None:
     vectors = np.array([[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]])
     assert made.vocabulary == ["<|title_end|>", "<|title_1|>"]
     assert made.token_vectors(vectors).tolist() == [[3.0, 2.0], [3.0, 2.0]]
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(sorted(SCHEMES)),
+    st.integers(1, 20),
+    st.lists(st.integers(1, 8), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.integers(0, 3),
+)
+def test_extended_identifiers_keep_the_old_ones_and_tell_all_items_apart(
+    scheme: str, n: int, parts: list[int], words: int, seed: int
+) -> None:
+    total = n + sum(parts)
+    names = [f"i{number}" for number in range(total)]
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(total, 3)).round(1)
+    titles = [[f"w{word}" for word in rng.integers(words, size=rng.integers(0, 3))] for _ in range(total)]
+    made = Identifiers.build(scheme, names[:n], vectors[:n], titles=titles[:n], levels=3, codes=4, seed=seed)
+    for part in parts:
+        have, before = len(made.item_ids), made
+        stop = have + part
+        options: dict[str, Any] = {"vectors": vectors[:stop], "titles": titles[have:stop], "codes": 4, "seed": seed}
+        made = before.extend(names[have:stop], **options)  # That they are prefix-free is checked as they are made.
+        assert made.item_ids == names[:stop]
+        assert made.tokens[:have] == before.tokens
+        assert len(set(made.tokens)) == stop
+        assert set(before.vocabulary) <= set(made.vocabulary)
+        assert made == before.extend(names[have:stop], **options)
+    if scheme in ("semantic", "random"):
+        assert {len(tokens) for tokens in made.tokens} == {3}
+    if scheme == "title":
+        assert all(tuple(title) == tokens[: len(title)] for title, tokens in zip(titles, made.tokens, strict=True))
+
+
+def test_extend_refuses_what_it_cannot_do() -> None:
+    made = Identifiers.build("random", list("abcd"), levels=2, codes=3)
+    with pytest.raises(ConfigError, match=r"10 items do not fit into 3 \*\* 2"):
+        made.extend(list("efghij"), codes=3)
+    assert len(set(made.extend(list("efghij"), codes=4).tokens)) == 10  # A larger codebook makes room.
+    with pytest.raises(IdentifierError, match="'a' stands at rows 0 and 4"):
+        made.extend(["a"], codes=3)
+    with pytest.raises(ConfigError, match="made from vectors"):
+        Identifiers.build("semantic", ["a"], np.ones((1, 2)), levels=1).extend(["b"])
+    with pytest.raises(IdentifierError, match="not codes as"):
+        Identifiers("semantic", ["a"], [("x",)]).extend(["b"], vectors=np.ones((2, 1)))
+    with pytest.raises(ConfigError, match="spelled in the tokens of a base"):
+        Identifiers.build("title", ["a"], titles=[["x"]]).extend(["b"])
+    own = Identifiers("own", ["a"], [("x",)])
+    assert own.extend([]) == own
+    with pytest.raises(ConfigError, match="unknown identifier scheme 'own'"):
+        own.extend(["b"])

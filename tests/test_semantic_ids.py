@@ -113,3 +113,12 @@ def test_the_value_that_would_fit_is_the_smallest(n: int, levels: int) -> None:
     fits = int(str(caught.value).rsplit("codes = ", 1)[1].split(" ")[0])
     assert fits**levels >= n > (fits - 1) ** levels
     semantic_ids.check_room(n, levels, fits)
+
+
+def test_a_new_item_takes_the_codes_of_its_like_or_the_nearest_free_ones() -> None:
+    old = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    vectors = np.array([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
+    new = np.array([[8.9, 0.1], [8.9, 0.9], [9.0, 0.0]])
+    # The codes of its like are taken, so the first takes the code that no old item has, and then the next level above.
+    assert semantic_ids.extend(old, vectors, new, codes=3).tolist() == [[1, 2], [0, 2], [2, 0]]
+    assert semantic_ids.extend(old[:3], vectors[:3], new[1:2], codes=2).tolist() == [[1, 1]]
