@@ -169,6 +169,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's content, as ``sha256sum`` tells it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_hash(*paths: Path) -> str:
     """SHA-256 (hex) over the contents of ``paths``, in the order given, each with its length before it."""
     digest = hashlib.sha256()

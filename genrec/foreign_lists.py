@@ -7,7 +7,6 @@ place and hits nothing, and where a rank is left out, its place is empty.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from genrec import progress
+from genrec import files, progress
 from genrec.dataset import Dataset
 from genrec.errors import DataError, suggestion
 from genrec.readers import read_table
@@ -128,11 +127,9 @@ def read_lists(
         for rows, column, what in ((strangers, "user_id", "the data set"), (unknown, "item_id", "the catalogue"))
         for row, value in rows.select("row", column).head(3).iter_rows()
     ]
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     told = {
         "file": name,
-        "sha256": digest,
+        "sha256": files.sha256(path),
         "rows": given.height,
         "users_without_list": len(users) - scored["case"].n_unique(),
         "users_without_case": joined.filter(pl.col("case").is_null() & pl.col("known"))["user_id"].n_unique(),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from genrec.errors import DataError, StorageError
-from genrec.files import file_hash, new_file, new_folder, text_hash, write_text
+from genrec.files import file_hash, new_file, new_folder, sha256, text_hash, write_text
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -258,6 +258,7 @@ def test_file_hash(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_bytes(b"ab" * 2_000_000)
     b.write_bytes(b"c")
+    assert sha256(b) == hashlib.sha256(b"c").hexdigest()
     assert file_hash(b) == hashlib.sha256(b"1:c").hexdigest()
     assert file_hash(a) == hashlib.sha256(b"4000000:" + a.read_bytes()).hexdigest()
     assert len({file_hash(), file_hash(a), file_hash(b), file_hash(a, b), file_hash(b, a)}) == 5

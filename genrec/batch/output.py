@@ -438,9 +438,8 @@ def _faults(folder: Path, record: Record) -> list[str]:
     problems = []
     for name, wanted in record.files.items():
         try:
-            with open(folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
-                    problems.append(f"{name} is changed.")
+            if files.sha256(folder / name) != wanted:
+                problems.append(f"{name} is changed.")
         except FileNotFoundError:
             problems.append(f"{name} is missing.")
         except OSError as error:

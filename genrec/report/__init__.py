@@ -121,7 +121,7 @@ class Report:
         with files.new_file(cases) as temporary:
             self.cases.write_parquet(temporary)
         table = {name: _storable(getattr(self, name)) for name in _STORED}
-        table["cases"] = {"file": cases.name, "sha256": files.file_hash(cases)}
+        table["cases"] = {"file": cases.name, "sha256": files.sha256(cases)}
         text = json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         files.write_text(folder / f"{self.name}.json", text)
         for ending, text in texts.items():
@@ -148,7 +148,7 @@ class Report:
             raise DataError(f"{path} is no report of this version of genrec ({error!r}). {again}") from error
         if not cases.is_file():
             raise ConfigError(f"{cases}: missing; it belongs to {path.name}. Copy both, or: {again}")
-        if files.file_hash(cases) != stamp:
+        if files.sha256(cases) != stamp:
             raise DataError(f"{cases} is not of the same run as {path.name}. {again}")
         return cls(**values, cases=pl.read_parquet(cases))
 
