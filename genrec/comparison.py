@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
@@ -69,9 +70,10 @@ def saved_report(name: str | Path) -> Path:
 
 
 def compare(a: Report, b: Report) -> Comparison:
-    """Test two reports against each other, on the recommenders that both have and every adapter of a against b's.
+    """Test two reports against each other: every adapter and list of a against b's, and the baselines that differ.
 
-    The tests are at the preferred one of the cut-offs that both have.
+    A report compared with itself tests its adapters against each other. The tests are at the preferred one of the
+    cut-offs that both have.
 
     Args:
         a, b: Of the same data, split, order within equal timestamps and cases.
@@ -84,7 +86,7 @@ def compare(a: Report, b: Report) -> Comparison:
         if key not in _FREE and json.dumps(ours) != json.dumps(theirs):
             raise ConfigError(
                 f"{a.name} and {b.name} cannot be compared: {key} is {_short(ours)} in one and {_short(theirs)} in the "
-                "other. Evaluate both by one protocol."
+                "other. Two reports must be of the same data, split and cases: evaluate one of them again."
             )
     ks = [cutoffs(metric for row in report.rows.values() for metric in row) for report in (a, b)]
     shared = set(ks[0]) & set(ks[1])
@@ -106,12 +108,24 @@ def compare(a: Report, b: Report) -> Comparison:
             f"{a.name} and {b.name} cannot be compared: they have different cases; {what}. Evaluate both with the same "
             "users and seed."
         )
-    adapters = [[label for label, kind in report.kinds.items() if kind == "adapter"] for report in (a, b)]
-    pairs = [(first, second) for first in adapters[0] for second in adapters[1]]
-    pairs += [(label, label) for label in a.rows if label in b.rows and (label, label) not in pairs]
+    brought = [[label for label, kind in report.kinds.items() if kind != "baseline"] for report in (a, b)]
+    crossed = [(first, second) for first in brought[0] for second in brought[1]]
+    crossed += [(label, label) for label in a.rows if label in b.rows]
+    equal = {label for label in ours if label in theirs and np.array_equal(ours[label], theirs[label])}
+    pairs: list[tuple[str, str]] = []
+    for first, second in dict.fromkeys(crossed):
+        # What is the same on both sides would weaken the correction of what is not, and so would a test told twice.
+        told = first == second or (second, first) in pairs
+        if not (told and first in equal and second in equal):
+            pairs.append((first, second))
+    if crossed and not pairs:
+        raise ConfigError(
+            f"{a.name} and {b.name} found the same under the same names ({', '.join(sorted(equal))}), so nothing is "
+            "left to test. Compare reports of different adapters or lists."
+        )
     if not pairs:
         raise ConfigError(
-            f"{a.name} and {b.name} share no recommender and have not both an adapter: {list(a.rows)} and "
+            f"{a.name} and {b.name} share no recommender and have not both an adapter or a list: {list(a.rows)} and "
             f"{list(b.rows)}. Name one in both specs."
         )
     return Comparison(a, b, paired_tests(ours, theirs, pairs, preferred(shared)))

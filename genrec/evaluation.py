@@ -110,7 +110,8 @@ def _adapter_lists(recommender: Recommender, label: str, setting: _Setting, spli
     """``_lists`` of an adapter, which is refused where it does not belong to the split or the data set."""
     spec, data = setting.spec, setting.data
     manifest = recommender.adapter.manifest
-    advice = f"Use the split of its recipe ({json.dumps(manifest['protocol'])}), or train it on this one."
+    own = {key: value for key, value in manifest["protocol"].items() if split.protocol.get(key) != value}
+    advice = f"Use the split of its recipe ({json.dumps(own)} differ), or train it on this one."
     split.check_fitted(f"adapter {label!r}", manifest["fitted_on"], advice)
     for problem in recommender.adapter.prompt.check(None, *data.readable[1:]):  # Of items the adapter's own are read.
         raise DataError(f"adapter {label!r}, prompt {recommender.adapter.prompt.name}: {problem}")
@@ -188,7 +189,10 @@ def _fitted(
                     f"{stored} is no file of tuned baselines ({error!r}). Remove it, or tune again: --tune-baselines."
                 ) from error
         if not known and not again:
-            progress.say(f"{stored} was tuned on other data, so baselines run with their defaults; --tune-baselines")
+            progress.say(
+                f"{stored} was tuned on other data or by another split, so baselines run with their defaults. Tune "
+                "again: --tune-baselines"
+            )
     result: dict[str, tuple[Baseline, dict[str, Any]]] = {}
     for name in names:
         if again:
@@ -196,6 +200,13 @@ def _fitted(
             tried = {"settings": choice.settings, "cases": len(valid), "grid": _grid(name)}
             known[name], baseline = {"options": choice.options, **tried}, choice.baseline
             files.write_text(stored, json.dumps({"tuned_on": tuned_on, "baselines": known}, indent=1) + "\n")
+            if len(choice.settings) > 1:
+                best = max(setting["ndcg@10"] for setting in choice.settings)
+                told_options = ", ".join(f"{key} {value}" for key, value in choice.options.items())
+                progress.say(
+                    f"{name}: the best of {len(choice.settings)} settings on validation (NDCG@10 {best:.4f}) is "
+                    f"{told_options}; kept in {stored}"
+                )
         else:
             options = known.get(name, {}).get("options", {})
             try:
@@ -324,6 +335,11 @@ def evaluate(
         label: read_lists(file, data, cases.users, cases.histories, max(spec.k), shown=shown)
         for label, (file, shown) in zip(names, brought, strict=True)
     }
+    k = preferred(spec.k)
+    for one in foreign.values():
+        filled = (one.lists[:, :k] != -1).sum(axis=1)
+        if short := int(((filled > 0) & (filled < k)).sum()):
+            one.told["short_lists"] = {"users": short, "k": k}
     lists: dict[str, Lists] = {}
     among_cold: dict[str, Lists] = {}
     told: dict[str, dict[str, Any]] = {"baselines": {}, "adapters": {}}
@@ -381,7 +397,6 @@ def evaluate(
         for label, found in lists.items():
             rows[label] = measure(found, cases.targets, spec.k, background)
             advance()
-    k = preferred(spec.k)
     ranks = {label: metrics.ranks(found, cases.targets) for label, found in lists.items()}
     parts = {
         title: {

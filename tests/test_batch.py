@@ -609,7 +609,7 @@ def test_model_is_loaded_only_where_a_shard_is_missing(
 ) -> None:
     adapter = workspace / "adapters" / "lora"
     done = run_batch(adapter, USERS, tmp_path, k=3)
-    monkeypatch.setattr(Recommender, "with_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("genrec.recommender.model_engine", lambda *_: pytest.fail("the model was loaded"))
     assert run_batch(adapter, USERS, tmp_path, k=3).digest == done.digest
     with pytest.raises(ConfigError, match="k was 3, now 4"):
         run_batch(adapter, USERS, tmp_path, k=4)

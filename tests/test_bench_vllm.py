@@ -209,7 +209,7 @@ def test_a_run_measures_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "told"),
     [
         (["--part", "semantc"], r"no part 'semantc'. Did you mean 'semantic'\?"),
-        (["--load", "0"], "load 0"),
+        (["--load", "0"], "load is 0; it is at least 1"),
         (["--device", "cuda"], "device is 'cuda', and vLLM"),
         (["--clock", "cpu"], "--clock cpu goes with --engine local"),
         (["--data", "data/tiny"], "--data goes with --engine local"),

@@ -34,7 +34,7 @@ B = report("second", {"popularity": "baseline", "new": "adapter", "newer": "adap
 
 def test_adapters_are_crossed_and_shared_rows_compared() -> None:
     found = comparison.compare(A, B)
-    pairs = [("old", "new"), ("old", "newer"), ("popularity", "popularity")]
+    pairs = [("old", "new"), ("old", "newer")]  # Popularity is the same on both sides.
     assert [(test["metric"], test["a"], test["b"]) for test in found.tests] == [
         (metric, *pair) for metric in ("recall@10", "ndcg@10") for pair in pairs
     ]
@@ -45,7 +45,23 @@ def test_adapters_are_crossed_and_shared_rows_compared() -> None:
             expected = significance.paired(value(RANKS[test["a"]], 10), value(RANKS[test["b"]], 10))
             assert expected == {key: test[key] for key in expected}
         assert [test["p_holm"] for test in tests] == significance.holm([test["p"] for test in tests]).tolist()
-    assert found.tests[2]["p"] == 1  # The same recommender on both sides.
+
+
+def test_a_report_beside_itself_tests_its_adapters_once() -> None:
+    found = comparison.compare(B, B)
+    assert [(test["a"], test["b"]) for test in found.tests] == [("new", "newer")] * 2
+    assert found.tests[0]["p_holm"] == found.tests[0]["p"]
+    with pytest.raises(
+        ConfigError, match=r"found the same under the same names \(old, popularity\), so nothing is left"
+    ):
+        comparison.compare(A, A)
+
+
+def test_lists_are_tested_as_adapters_are() -> None:
+    today = report("today", {"popularity": "baseline", "old": "against"})
+    found = comparison.compare(today, B)
+    assert [(test["a"], test["b"]) for test in found.tests[:2]] == [("old", "new"), ("old", "newer")]
+    assert "A: old" in found.markdown().split("\n\n")[1]
 
 
 @pytest.mark.parametrize(

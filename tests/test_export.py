@@ -279,7 +279,7 @@ def test_a_base_that_was_changed_is_not_used_again(trained: tuple[Path, Any], tm
         lambda: (done.model / "export.json").unlink(),
     ):
         change()
-        with pytest.raises(AdapterError, match=f"{done.model.name} is not the extended base .*--overwrite"):
+        with pytest.raises(AdapterError, match=f"{done.model.name} is not the extended base .*Remove the folder"):
             export(path, tmp_path, to="vllm", name="again")
         assert not (tmp_path / "again").exists()
         assert not export(path, tmp_path, to="vllm", overwrite=True).reused

@@ -319,11 +319,19 @@ def test_what_one_must_know_before_one_compares_is_told() -> None:
     told = {"exclude_seen": True, "adapters": {"new": {"kept": {"step": 0}}, "old": {"kept": {"step": 40}}}}
     lists = {"today": {"rows": 99999, "places": 9430, "places_in_history": 4816},
              "clean": {"rows": 10, "places": 10, "places_in_history": 0}}  # fmt: skip
-    one, two = words.cautions({**told, "against": lists})
+    one, two = words.cautions({**told, "against": lists}, {})
     assert one.startswith("new kept the weights that its training began with (step 0)")
     assert two.startswith("4,816 of the 9,430 places of today (51.1%) name items that the user had before, ")
-    assert len(words.cautions({**told, "exclude_seen": False, "against": lists})) == 1
-    assert words.cautions({}) == []
+    assert len(words.cautions({**told, "exclude_seen": False, "against": lists}, {})) == 1
+    assert words.cautions({}, {}) == []
+    short = {"today": {"users_without_list": 23, "short_lists": {"users": 7, "k": 10}}}
+    segments = {"history length": {"0": {"cases": 76, "share": 0.458}, "1 to 4": {"cases": 90, "share": 0.542}}}
+    assert words.cautions({"against": short}, segments) == [
+        "76 of the users (45.8%) have no history. What is found for them says nothing of how histories are read: see "
+        "By history length for the others.",
+        "23 users have no list of today; each counts as missed.",
+        "7 lists of today have fewer than 10 places; the rest misses.",
+    ]
     report = made()
     report.protocol["adapters"] = told["adapters"]
     assert one in report.markdown()

@@ -25,7 +25,7 @@ def eval_(
     ] = False,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Two reports or specs that were evaluated, to test against each other."),
+        typer.Option(metavar="A B", help="Two reports or specs that were evaluated, to test against each other."),
     ] = None,
     engine: Annotated[Literal["local", "vllm"] | None, typer.Option(help="Unset: the spec's, or local.")] = None,
     device: Device = "cpu",
@@ -44,11 +44,12 @@ def eval_(
         paths = [comparison.saved_report(name) for name in compare]
         both = comparison.compare(*(Report.load(path) for path in paths))
         written = comparison.save(both, paths[0].parent)
+        tests = [{**test, "a": f"A: {test['a']}", "b": f"B: {test['b']}"} for test in both.tests]
         if json_:
-            print_json({"name": both.name, "rows": both.rows, "tests": both.tests})
+            print_json({"name": both.name, "rows": both.rows, "tests": tests})
             return
         print_report(both.name, both.rows)
-        print_tests([{**test, "a": f"A: {test['a']}", "b": f"B: {test['b']}"} for test in both.tests])
+        print_tests(tests)
         print(f"page: {written.with_suffix('.html')}")
         print(f"report: {written}")
         return

@@ -160,7 +160,7 @@ class Report:
         out: list[Block] = [Paragraph(first, strong=True), *map(Paragraph, rest)]
         if self.segments and "adapter" in self.kinds.values() and len(set(self.kinds.values())) > 1:
             out.append(Paragraph(_segment_sentence(sure)))
-        out += map(Paragraph, words.cautions(self.protocol))
+        out += map(Paragraph, words.cautions(self.protocol, self.segments))
         invented = [label for label, row in self.rows.items() if row.get(f"invalid@{k}", {}).get("mean")]
         if invented:
             out.append(
@@ -310,7 +310,7 @@ def _beyond_blocks(rows: Rows, k: int) -> list[Block]:
 def _cold_blocks(cold: Mapping[str, Any], kinds: Mapping[str, str], k: int) -> list[Block]:
     rows = cold["rows"]
     columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
-    order = ranked(rows, f"recall@{k} among cold")
+    order, chance = ranked(rows, f"recall@{k} among cold"), min(1.0, k / max(cold["items"], 1))
     table = [[label, *(cell(rows[label][m]) if m in rows[label] else "" for m in columns)] for label in order]
     heads = [
         metric_name(m.removesuffix(" among cold")) + (" among cold" if m.endswith(" cold") else "") for m in columns
@@ -320,7 +320,8 @@ def _cold_blocks(cold: Mapping[str, Any], kinds: Mapping[str, str], k: int) -> l
         Paragraph(
             f"{cold['cases']:,} test cases have a target without any interaction in training; the catalogue has "
             f"{cold['items']:,} such items. Among cold: the lists hold cold items alone, which tells how well they "
-            "are told apart from each other."
+            f"are told apart from each other; {k} of them drawn at random have a recall of {chance:.4f}, and what "
+            "scores all of them alike, such as popularity, lists them in the catalogue's order."
         ),
         Table(["", *heads], table),
     ]
@@ -469,7 +470,8 @@ class Comparison:
         pairs = dict.fromkeys((test["a"], test["b"]) for test in tests)
         # A baseline that both have says nothing of what the two reports are compared for, however good it is.
         adapters = [names for names in pairs if {self.kinds[name] for name in names} == {"adapter"}]
-        pair = min(adapters or pairs, key=lambda names: [order.index(name) for name in names])
+        brought = [names for names in pairs if "baseline" not in {self.kinds[name] for name in names}]
+        pair = min(adapters or brought or pairs, key=lambda names: [order.index(name) for name in names])
         told = {test["metric"]: test for test in tests if (test["a"], test["b"]) == pair}
         signs = {words.sign(test) for metric, test in told.items() if metric in (f"recall@{k}", f"ndcg@{k}")}
         users = f"{int(self.a.protocol.get('cases', 0)):,} users"

@@ -163,19 +163,31 @@ def summary(rows: Rows, kinds: Mapping[str, str], tests: Tests, cases: int) -> l
         out += [verdict_sentence(tests, label, metrics) for label in adapters[1:]]
         out.append(
             f"{best} is named first because it has the highest {metric_name(ndcg)} of {len(adapters)} adapters on the "
-            "test cases. Choose between adapters by validation: the best of several on test is flattered by chance."
+            "test cases; they are not tested against each other here (`genrec eval --compare NAME NAME` does). Choose "
+            "between adapters by validation: the best of several on test is flattered by chance."
         )
     return out
 
 
-def cautions(protocol: Mapping[str, Any]) -> list[str]:
-    """What one must know before one compares: an adapter that learnt nothing, a list that names what users had."""
+def cautions(protocol: Mapping[str, Any], segments: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What one must know before one compares: an adapter that learnt nothing, users without any history, lists that
+    are short, missing, or name what users had."""
     out = [
         f"{label} kept the weights that its training began with (step 0): it holds nothing that training learnt."
         for label, told in (protocol.get("adapters") or {}).items()
         if (told.get("kept") or {}).get("step") == 0
     ]
+    without = segments.get("history length", {}).get("0")
+    if without and without["share"] >= 0.1:
+        out.append(
+            f"{without['cases']:,} of the users ({percent(without['share'])}) have no history. What is found for them "
+            "says nothing of how histories are read: see By history length for the others."
+        )
     for label, told in (protocol.get("against") or {}).items():
+        if missing := told.get("users_without_list"):
+            out.append(f"{missing:,} users have no list of {label}; each counts as missed.")
+        if short := told.get("short_lists"):
+            out.append(f"{short['users']:,} lists of {label} have fewer than {short['k']} places; the rest misses.")
         seen, places = told.get("places_in_history") or 0, told.get("places") or 0
         if seen and places and protocol.get("exclude_seen"):
             out.append(
