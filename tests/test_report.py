@@ -273,7 +273,7 @@ def test_several_adapters_have_a_sentence_each_and_a_warning() -> None:
     found = made({**RECALLS, "small": 0.07}, {**KINDS, "small": "adapter"})
     said = words.summary(found.rows, found.kinds, found.tests, 100)
     assert said[3].startswith("small does not win: it is significantly worse than item_knn (in recall@10 and NDCG@10)")
-    assert said[4].startswith("shop is named first because it has the highest NDCG@10 of 2 adapters on the test cases; ")
+    assert said[4].startswith("shop is named first because it has the highest NDCG@10 of 2 adapters on the test cases;")
 
 
 def test_one_recommender_and_baselines_alone() -> None:
