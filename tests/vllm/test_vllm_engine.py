@@ -283,7 +283,7 @@ class TestParity:
         assert lora is not None
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
         (lora / "adapter_config.json").write_text("{}")
-        with pytest.raises(AdapterError, match=r"adapter_config.json was changed.*remove the folder"):
+        with pytest.raises(AdapterError, match=r"adapter_config.json was changed.*Remove the folder"):
             write_for_engine(loaded, loaded.tokenization(), folder, dtype="float32")
         shutil.rmtree(lora)
         write_for_engine(loaded, loaded.tokenization(), folder, dtype="float32")
