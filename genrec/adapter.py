@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,6 +30,9 @@ from genrec.identifiers import Identifiers
 from genrec.prompts import Prompt
 from genrec.rows import is_rows
 from genrec.tokenization import Frame, Tokenization
+
+if TYPE_CHECKING:  # PEFT is loaded where there is LoRA: it takes seconds.
+    from peft import PeftModel
 
 FORMAT_VERSION = 1
 # Titles, stock and other item columns may change without retraining; the curves decide nothing.
@@ -137,7 +139,7 @@ def resize(model: PreTrainedModel, vocabulary: int) -> None:
 
 def rows(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The embedding rows of token ``ids``: ``input``, and ``output`` where the head is not tied to the embedding."""
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = getattr(model, "get_base_model", lambda: model)()
     embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     result = {"input": embedding.weight[ids].detach().clone().contiguous()}
     if not inner.config.get_text_config().tie_word_embeddings:
@@ -202,7 +204,10 @@ def save(
     path = Path(path)
     with files.new_folder(path, overwrite=overwrite) as folder, bases.quiet():
         try:
-            if isinstance(model, PeftModel):
+            if tuning != "full":
+                from peft import PeftModel, get_peft_model_state_dict
+
+                assert isinstance(model, PeftModel)
                 _check_trained(model)
                 # Embedding rows are written by themselves; "auto" would warn and look for the base's configuration.
                 state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -446,6 +451,8 @@ class Adapter:
                 self.path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True
             )
             return model.eval()
+        from peft import PeftModel
+
         model = self.extended_base(tokenization, dtype=dtype, quantised=quantised)
         lora = PeftModel.from_pretrained(model, self.path, local_files_only=True)
         return (lora.get_base_model() if quantised else lora.merge_and_unload()).eval()
