@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.errors import ConfigError, IdentifierError
+from genrec.errors import ConfigError, IdentifierError, UnknownIdError
 from genrec.identifiers import LONGEST_TITLE, SCHEMES, Identifiers
 
 ids = st.lists(st.text(min_size=1, max_size=5), min_size=0, max_size=30, unique=True)
@@ -287,3 +287,32 @@ def test_extend_refuses_what_it_cannot_do() -> None:
     assert own.extend([]) == own
     with pytest.raises(ConfigError, match="unknown identifier scheme 'own'"):
         own.extend(["b"])
+
+
+def test_what_codes_were_fitted_on_is_kept_where_vectors_are_read(tmp_path: Path) -> None:
+    vectors, path = vectors_of(4), tmp_path / "i.parquet"
+    for scheme in SCHEMES:
+        made = Identifiers.build(scheme, list("abcd"), vectors, titles=[["x"]] * 4, levels=2, codes=3, fitted_on="abc")
+        assert made.fitted_on == ("abc" if scheme == "semantic" else "")
+        made.save(path)
+        assert Identifiers.load(path).fitted_on == made.fitted_on
+    pl.DataFrame({"item_id": ["a"], "tokens": [["<x>"]]}).write_parquet(path, metadata={"scheme": "own"})
+    assert Identifiers.load(path) == Identifiers("own", ["a"], [("<x>",)])
+
+
+def test_summary_and_indices() -> None:
+    made = Identifiers("random", ["tea", "pot", "cup"], [("<a>", "<x>"), ("<a>", "<y>"), ("<b>",)], "abc")
+    assert made.summary(["cup", "tea"]) == {
+        "scheme": "random", "items": 3, "tokens_in_vocabulary": 4, "items_by_length": {1: 1, 2: 2}, "first_tokens": 2,
+        "most_items_on_a_first_token": 2, "fitted_on": "abc", "hash": made.hash, "cup": "<b>", "tea": "<a><x>",
+    }  # fmt: skip
+    found = made.indices(["cup", "tea"], "here")
+    assert (found.tolist(), found.dtype) == ([2, 0], np.int32)
+    assert made.indices([], "here").tolist() == []
+    with pytest.raises(UnknownIdError, match=r"^item 'teas' is not in the catalogue of here\. Did you mean 'tea'\?$"):
+        made.indices(["pot", "teas"], "here")
+    with pytest.raises(UnknownIdError, match=r"'zzz' is not in the catalogue of these identifiers\. It has 3 items"):
+        made.summary(["zzz"])
+    with pytest.raises(TypeError):
+        made.indices([["tea"]], "here")  # type: ignore[list-item]
+    assert Identifiers.build("atomic", []).summary()["most_items_on_a_first_token"] == 0

@@ -259,3 +259,16 @@ def test_diversity_is_summed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = metrics.diversity(lists, 4, known)
     monkeypatch.setattr(metrics, "_CHUNK", 3)
     np.testing.assert_array_equal(metrics.diversity(lists, 4, known), whole)
+
+
+def test_lists_of_the_smallest_catalogues() -> None:
+    assert metrics.gini(np.array([[0]]), 1, background(2)) == 1  # One of two items has all places.
+    assert metrics.gini(np.array([[0, 1]]), 2, background(2)) == 0
+    assert metrics.invalid(np.array([[5]]), 1, background(5)) == 1
+    assert metrics.novelty(np.array([[0]]), 1, background(2, [1, 1], users=1)).tolist() == [0]
+    # A place that names no item says nothing of novelty, the first behind the catalogue as little as any other.
+    assert metrics.novelty(np.array([[0, 2], [2, 1]]), 2, background(2, [4, 2], users=8)).tolist() == [1, 2]
+    # Places that name no item are not taken for the first ones.
+    assert metrics.log_popularity_difference(
+        np.array([[1, -1]]), 2, background(2, [7, 0], histories=[[1]])
+    ).tolist() == [0]

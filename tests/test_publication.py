@@ -130,3 +130,27 @@ def test_refused_rename_leaves_a_whole_output_behind_the_link(
         publish(root / "recs" / "tuesday", link)
         assert leads(link) == "tuesday"
     assert not [name for name in os.listdir(root) if name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_named(root: Path) -> None:
+    (root / "serve").mkdir(mode=0o500)
+    with pytest.raises(StorageError, match=r"cannot make the link .*serve/current: Permission denied"):
+        publish(root / "recs" / "monday", root / "serve" / "current")
+
+
+def test_a_link_in_a_folder_that_is_a_file_is_refused_with_its_name(root: Path) -> None:
+    (root / "serve").write_text("mine")
+    with pytest.raises(StorageError, match=r"cannot make the link .*serve/current: Not a directory"):
+        publish(root / "recs" / "monday", root / "serve" / "current")
+    with pytest.raises(StorageError, match=r"cannot make the link .*serve/current: Not a directory"):
+        publish_back(root / "serve" / "current")
+
+
+def test_folders_above_the_link_are_made_and_a_stale_temporary_one_goes(root: Path) -> None:
+    link = root / "serve" / "eu" / "current"
+    publish(root / "recs" / "monday", link)
+    (link.parent / f".current.{os.getpid()}.tmp").symlink_to("nowhere")
+    publish(root / "recs" / "tuesday", link)
+    assert leads(link) == "tuesday"
+    assert sorted(os.listdir(link.parent)) == ["current", "current.previous"]
