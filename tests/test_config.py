@@ -233,11 +233,16 @@ def test_every_shipped_spec_loads_and_names_adapters_with_recipes(path: Path) ->
 
 
 def test_the_reference_names_every_key() -> None:
+    from genrec.baselines import BASELINES
+    from genrec.identifiers import SCHEMES
+
     text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`\[?\[?(\w+)\]?\]?`", text))
     tables = (Recipe, Spec, Task, IdentifierRecipe, WalkRecipe, Validation, Question)
     keys = {field.name for table in tables for field in fields(table)}
     assert keys <= named, keys - named
+    assert set(BASELINES) <= named
+    assert all(f"`{scheme}`" in text for scheme in SCHEMES)
 
 
 @pytest.mark.parametrize(
