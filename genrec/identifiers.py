@@ -50,22 +50,20 @@ def _semantic(
         )
     if not taken:
         return _spell(semantic_ids.codes(vectors, levels=levels, codes=codes, seed=seed))
-    n, given = len(taken), _codes(taken)
-    return _spell(semantic_ids.extend(given, vectors[:n], vectors[n:], codes=max(codes, int(given.max()) + 1)))
+    n = len(taken)
+    return _spell(semantic_ids.extend(_codes(taken), vectors[:n], vectors[n:], codes=codes))
 
 
 def _random(
     taken: list[Tokens], m: int, vectors: Matrix | None, titles: Titles | None, levels: int, codes: int, seed: int
 ) -> list[Tokens]:
     """Distinct code tuples drawn uniformly: what semantic identifiers are to be compared with."""
-    n, used = len(taken), np.empty(0, dtype=np.int64)
-    given = _codes(taken) if taken else None
+    n, given = len(taken), _codes(taken) if taken else None
     if given is not None:
         levels, codes = given.shape[1], max(codes, int(given.max()) + 1)
     semantic_ids.check_room(n + m, levels, codes)
     powers = codes ** np.arange(levels - 1, -1, -1)
-    if given is not None:
-        used = given @ powers
+    used = np.empty(0, dtype=np.int64) if given is None else given @ powers
     drawn = np.random.default_rng([seed, n] if n else seed).choice(codes**levels, n + m, replace=False)
     return _spell(drawn[~np.isin(drawn, used)][:m, None] // powers % codes)
 

@@ -310,7 +310,7 @@ class _Data:
         return told
 
 
-def _old_data(old: Adapter, root: Path, recipe: Recipe) -> tuple[Dataset, Split]:
+def _old_data(old: Adapter, recipe: Recipe) -> tuple[Dataset, Split]:
     """The data set of an adapter, and its split, both the very ones that it was trained on."""
     told = old.manifest["data"]
     data = Dataset.load(old.data_folder)
@@ -362,9 +362,9 @@ def _not_validated(old: Split, new: Split, before: Collection[str]) -> list[str]
     return [old.truth.user_ids[user] for user in np.flatnonzero((at >= 0) & (at < trained))]
 
 
-def _data(old: Adapter, root: Path, recipe: Recipe, replay: float, *files: Any, **options: Any) -> _Data:
+def _data(old: Adapter, recipe: Recipe, replay: float, *files: Any, **options: Any) -> _Data:
     """Read and check everything; ``files`` and ``options`` go to ``combine``."""
-    before, old_split = _old_data(old, root, recipe)
+    before, old_split = _old_data(old, recipe)
     both, counts = combine(before, *files, **options)
     split = both.split(recipe.split, ties=recipe.ties, seed=recipe.split_seed)
     fresh = _fresh(old_split, split, replay)
@@ -447,7 +447,7 @@ def update(
         if given.resolve() == kept.resolve():
             raise ConfigError(f"update: {kept} is what is updated, and stays as it is. Choose another name.")
     training.beginning(name, root, overwrite=overwrite, resume=resume)
-    data = _data(old, root, recipe, replay, interactions, items, users, name=target.name, **options)
+    data = _data(old, recipe, replay, interactions, items, users, name=target.name, **options)
     written = _is_written(data.both, target, overwrite)
     progress.say("; ".join(data.told))
     if old.tuning == "full":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,9 +14,6 @@ from genrec.cli.output import print_json, print_table
 from genrec.config import vllm_options
 from genrec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from genrec.benchmarks import Report
-
 Out = Annotated[Path | None, typer.Option(help="Write the JSON and a picture to this folder.")]
 Threads = Annotated[int | None, typer.Option(help="Of PyTorch; unset: one per core.")]
 Repeats = Annotated[int, typer.Option(help="Rounds whose medians are reported.")]
@@ -25,7 +22,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Tiny settings, to see that
 Done = tuple[Any, bool, Path | None, str]  # A report, whether as JSON, and where and as what to save it.
 
 
-def _print(done: tuple[Report, bool, Path | None, str]) -> None:
+def _print(done: Done) -> None:
     """Save and print what a command found."""
     report, as_json, out, name = done
     written = [] if out is None else report.save(out, name)
