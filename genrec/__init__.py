@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # fetch other code from a hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "Dataset",
     "GenrecError",

@@ -22,6 +22,7 @@ from genrec.toml import check_choices, from_table, override, read_toml
 SplitKind = Literal["leave_one_out", "temporal"]
 Ties = Literal["file", "shuffled"]
 Tuning = Literal["lora", "qlora", "full"]
+Dtype = Literal["float32", "bfloat16"]  # of the weights of a model
 JOB_PATHS = ("adapter", "users", "out", "data", "items", "previous", "compare")
 
 
@@ -139,7 +140,7 @@ class Recipe:
     dropout: float = 0.0
     rows: Literal["features", "random"] = "features"
     features: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     rows_learning_rate: float | None = None
     loss: Literal["every", "answer"] = "every"
     negatives: int = 0
@@ -393,7 +394,7 @@ class Job:
     items: str | None = None
     engine: Literal["local", "vllm", "dummy"] = "local"
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     vllm: VllmOptions = VllmOptions()
     runner: Literal["local", "ray"] = "local"
     workers: int = 1

@@ -461,6 +461,35 @@ class BeamSearch:
         return f"{what} only {count} items"
 
 
+class Searches:
+    """The searches of one call, for engines that make it in batches of prompts; arguments as of ``BeamSearch``."""
+
+    def __init__(
+        self,
+        n: int,
+        trie: Trie,
+        num_beams: int,
+        allowed: Bools | None,
+        blocked: Sequence[Ints | None] | None,
+        only: Sequence[Ints | None] | None,
+    ) -> None:
+        self._trie, self._num_beams, self._allowed, self._lists = trie, num_beams, allowed, (blocked, only)
+        shape = (n, min(num_beams, trie.n_items))
+        self.beams = Beams(np.full(shape, -1, dtype=np.int32), np.full(shape, -np.inf, dtype=np.float32), [None] * n)
+
+    def of(self, batch: Ints) -> BeamSearch:
+        """The search of some prompts, by their numbers."""
+        blocked, only = (None if lists is None else [lists[i] for i in batch] for lists in self._lists)
+        return BeamSearch(self._trie, len(batch), self._num_beams, self._allowed, blocked, only, batch)
+
+    def keep(self, batch: Ints, search: BeamSearch) -> None:
+        """Put what a search found among ``beams``."""
+        found = search.result()
+        self.beams.items[batch], self.beams.scores[batch] = found.items, found.scores
+        for i, reason in zip(batch, found.reasons, strict=True):
+            self.beams.reasons[i] = reason
+
+
 class _Ranks:
     """Rows of bits, one bit a position, that tell how many are set before a position: a bit vector with the counts
     before each of its words (Jacobson, 1989). 1.5 bits a position and row."""

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,11 +33,9 @@ def _installed(name: str) -> bool:
 
 def examine(workspace: Path) -> list[Finding]:
     """Look at this machine, the installed packages and the workspace."""
-    new_enough = sys.version_info >= (3, 11)
-    advice = "" if new_enough else "genrec needs 3.11 or newer."
     found = [
         Finding("genrec", True, metadata.version("genrec"), needed=True),
-        Finding("python", new_enough, platform.python_version(), needed=True, advice=advice),
+        Finding("python", True, platform.python_version(), needed=True),
     ]
     for name in _PACKAGES:
         try:

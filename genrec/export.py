@@ -22,7 +22,7 @@ from genrec import adapter as adapters
 from genrec import base as bases
 from genrec import files
 from genrec.adapter import Adapter
-from genrec.config import Recipe, folder_name
+from genrec.config import Dtype, Recipe, folder_name
 from genrec.dataset import Dataset
 from genrec.engines import Engine
 from genrec.engines.local import LocalEngine
@@ -131,7 +131,7 @@ def export(
     *,
     to: Literal["vllm", "merged"],
     name: str = "adapter",
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: Dtype | None = None,
     data: str | Path | None = None,
     measured: bool | None = None,
     overwrite: bool = False,

@@ -308,21 +308,19 @@ def auc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None
     return np.divide((up * below).sum(axis=-1), pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
 
 
-def auc_interval(
-    scores: ArrayLike, positive: ArrayLike, *, confidence: float = 0.95, samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of ``auc`` over cases; resamples of one class alone are left out.
+def auc_interval(scores: ArrayLike, positive: ArrayLike) -> tuple[float, float]:
+    """95% percentile bootstrap interval of ``auc`` over cases; resamples of one class alone are left out.
 
     Args:
         scores, positive: As in ``auc``; both classes occur.
-        confidence, samples, seed: As in ``significance.bootstrap``.
     """
+    samples = 2000
     n = np.asarray(scores).size
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chunk = max(1, 4_000_000 // n)
     drawn = (rng.multinomial(n, np.full(n, 1 / n), size=min(chunk, samples - i)) for i in range(0, samples, chunk))
     found = np.concatenate([auc(scores, positive, weights) for weights in drawn])
-    low, high = np.nanquantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(found, [0.025, 0.975])
     return float(low), float(high)
 
 

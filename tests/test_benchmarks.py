@@ -33,6 +33,7 @@ from genrec.benchmarks import decode as benchmarks
 from genrec.benchmarks import materials, peers, timed
 from genrec.benchmarks import prompts as prompt_benchmark
 from genrec.benchmarks import rows as row_shapes
+from genrec.benchmarks import startup as startup_benchmark
 from genrec.benchmarks import train as train_benchmark
 from genrec.benchmarks import trie as trie_benchmark
 from genrec.cli import app
@@ -590,6 +591,44 @@ def test_batch_benchmark_measures_the_memory_of_jobs(workspace: Path) -> None:
 def test_batch_benchmark_tells_why_a_job_failed() -> None:
     with pytest.raises(GenrecError, match=r"genrec batch adapters/none --users ended with [1-9]"):
         batch_benchmark._job(["adapters/none", "--users"])
+
+
+# Start-up
+
+
+def test_startup_compares_whole_processes() -> None:
+    done = CliRunner().invoke(app, ["bench", "startup", "--repeats", "1", "--json"], catch_exceptions=False)
+    rows = {row["what"]: row for row in json.loads(done.stdout)["rows"]}
+    ratio = rows["genrec --help"]["value"] / rows["python -c pass"]["value"]
+    assert rows["genrec --help / python -c pass"]["value"] == pytest.approx(ratio)
+    assert ratio > 1
+    assert {row["what"]: row["goal"] for row in rows.values() if row["goal"]} == {
+        "import genrec": "<= 0.15",
+        "genrec --help": "<= 0.5",
+    }
+
+
+@pytest.mark.parametrize(
+    ("adapter", "user", "who", "imports"),
+    [("lora", "u1", "--user u1", True), ("pretrained", None, "--history i0", False)],
+)
+def test_startup_of_an_adapter_stands_beside_what_it_imports(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, adapter: str, user: str | None, who: str, imports: bool
+) -> None:
+    run: list[str] = []
+    monkeypatch.setattr(startup_benchmark, "_process", lambda arguments: run.append(" ".join(arguments)))
+    folder = workspace / "adapters" / adapter
+    rows = {row.what: row for row in startup_benchmark.startup(folder, user=user, repeats=2).rows}
+    assert run[5] == f"-m genrec.cli recommend {folder} {who}"
+    assert run == run[:6] * 3  # One round to warm up.
+    assert ("peft" in run[4]) is imports
+    assert rows["genrec recommend"].goal == "<= 4"
+    assert rows["genrec recommend / what it imports"].n == "2/2"
+
+
+def test_startup_tells_why_a_command_failed() -> None:
+    with pytest.raises(GenrecError, match=r"recommend adapters/none ended with [1-9]"):
+        startup_benchmark._process(["-m", "genrec.cli", "recommend", "adapters/none"])
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.decoding import BeamSearch, Trie
+from genrec.decoding import BeamSearch, Searches, Trie
 from genrec.errors import DecodingError, IdentifierError
 
 LONGEST, CODES = 4, 5
@@ -50,11 +50,13 @@ class Model:
 
 
 def run(search: BeamSearch, model: Model) -> BeamSearch:
-    prefixes = [()] * len(search.owner)
+    prefixes, prompts = [()] * len(search.owner), search.numbers.tolist()
     while not search.done:
         rows, tokens = search.candidates()
         search.advance(
-            np.array([model.logprob(search.owner[r], prefixes[r], t) for r, t in zip(rows, tokens, strict=True)])
+            np.array(
+                [model.logprob(prompts[search.owner[r]], prefixes[r], t) for r, t in zip(rows, tokens, strict=True)]
+            )
         )
         prefixes = [(*prefixes[p], int(t)) for p, t in zip(search.parent, search.token, strict=True)]
     return search
@@ -243,6 +245,31 @@ class TestBeamSearch:
     def test_refuses(self, arguments: dict, message: str) -> None:
         with pytest.raises(DecodingError, match=message):
             BeamSearch(Trie.build(np.array([[1], [2]])), 1, **{"num_beams": 1, **arguments})
+
+
+class TestSearches:
+    @given(catalogues, st.integers(0, 2**32), st.integers(1, 8), st.lists(st.integers(0, 3), min_size=6, max_size=6))
+    def test_batches_of_a_call_find_what_one_search_finds(
+        self, identifiers: list[tuple[int, ...]], seed: int, beams: int, batch_of: list[int]
+    ) -> None:
+        trie, model, rng = Trie.build(padded(identifiers)), Model(seed), np.random.default_rng(seed)
+        n, items = len(batch_of), len(identifiers)
+        allowed = rng.random(items) < 0.8
+        blocked = [None if rng.random() < 0.3 else rng.integers(-1, items, 3) for _ in range(n)]
+        only = [None if rng.random() < 0.6 else rng.integers(-1, items, 4) for _ in range(n)]
+        searches = Searches(n, trie, beams, allowed, blocked, only)
+        for number in set(batch_of):
+            batch = np.flatnonzero(np.array(batch_of) == number)
+            searches.keep(batch, run(searches.of(batch), model))
+        whole = run(BeamSearch(trie, n, beams, allowed, blocked, only), model).result()
+        np.testing.assert_array_equal(searches.beams.items, whole.items)
+        np.testing.assert_array_equal(searches.beams.scores, whole.scores)
+        assert searches.beams.reasons == whole.reasons
+
+    def test_prompts_of_no_batch_have_no_items(self) -> None:
+        beams = Searches(2, Trie.build(padded([(0,), (1,)])), 3, None, None, None).beams
+        assert (beams.items.tolist(), beams.scores.tolist()) == ([[-1, -1]] * 2, [[-np.inf] * 2] * 2)
+        assert beams.reasons == [None, None]
 
 
 class TestSavedTrie:

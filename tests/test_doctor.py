@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,12 +52,6 @@ def test_machine_without_torch_is_examined_too(workspace: Path, monkeypatch: pyt
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     assert "CUDA device" not in found_in(workspace)
-
-
-def test_old_python_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
-    found = found_in(workspace)["python"]
-    assert (found.ok, found.needed, found.advice) == (False, True, "genrec needs 3.11 or newer.")
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from genrec.asking import beams_for
 from genrec.batch import run_batch
 from genrec.benchmarks import Clock, Report, Row, begin, conditions, figure, interleaved, median, peak
+from genrec.config import Dtype
 from genrec.errors import GenrecError
 from genrec.recommender import Recommender
 
@@ -34,7 +34,7 @@ def batch(
     k: int = 20,
     shard_size: int = 4096,
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
     threads: int | None = None,
     repeats: int = 5,
     clock: Clock = "wall",

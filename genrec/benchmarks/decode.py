@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -478,7 +478,7 @@ def decode(
     repeats: int = 5,
     clock: Clock = "wall",
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: config.Dtype = "float32",
     data: Path | None = None,
     quick: bool = False,
     tokens: int | None = None,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from genrec.benchmarks import (
 )
 from genrec.benchmarks.materials import load_model
 from genrec.benchmarks.peers import disagreement
-from genrec.config import VllmOptions
+from genrec.config import Dtype, VllmOptions
 from genrec.decoding import Beams, Trie
 from genrec.engines import Engine
 from genrec.engines import vllm as vllms
@@ -87,9 +87,7 @@ def write_model(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def start(
-    model: Any, folder: Path, dtype: Literal["float32", "bfloat16"], options: VllmOptions, beams: int
-) -> Iterator[tuple[Engine, Peers]]:
+def start(model: Any, folder: Path, dtype: Dtype, options: VllmOptions, beams: int) -> Iterator[tuple[Engine, Peers]]:
     """The engine and vLLM's own methods, each with the model in processes of its own, until the block ends.
 
     Args:
@@ -309,7 +307,7 @@ def decode(
     load: int = 1000,
     threads: int | None = None,
     repeats: int = 5,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
     quick: bool = False,
     tokens: int | None = None,
     beams: int | None = None,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from genrec import progress
+from genrec import config, progress
 from genrec.cli.options import Assignments, Json, Overwrite, pairs
 from genrec.cli.output import print_json, print_table
 from genrec.errors import ConfigError
@@ -116,9 +116,7 @@ def export(
         Literal["vllm", "merged"] | None, typer.Option(help="vllm: a base and a LoRA beside it; merged: one model.")
     ] = None,
     name: Annotated[str, typer.Option(help="Of vllm, the folder of the LoRA in OUT.")] = "adapter",
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the model's weights; unset: the recipe's.")
-    ] = None,
+    dtype: Annotated[config.Dtype | None, typer.Option(help="Of the model's weights; unset: the recipe's.")] = None,
     data: Annotated[Path | None, typer.Option(help="The data set of --measure; unset: the adapter's.")] = None,
     measure: Annotated[
         bool | None,

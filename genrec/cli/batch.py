@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from genrec import config
 from genrec.cli.options import Json
 from genrec.cli.output import print_json, print_summary
 from genrec.errors import ConfigError, GateError
@@ -36,7 +37,7 @@ def batch_(
         Literal["local", "vllm", "dummy"] | None, typer.Option(help="local, vllm; or dummy, pseudo-random items.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where the model runs, as PyTorch names it; not for vllm.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, typer.Option(help="Of the model's weights.")] = None,
+    dtype: Annotated[config.Dtype | None, typer.Option(help="Of the model's weights.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what the job would take.")] = False,
     json_: Json = False,
 ) -> None:

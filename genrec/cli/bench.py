@@ -40,7 +40,9 @@ def _print(done: Done) -> None:
 
 
 app = typer.Typer(
-    help="Measure decoding, tries, training, prompts and accuracy here.", no_args_is_help=True, result_callback=_print
+    help="Measure decoding, tries, training, jobs, prompts, accuracy and start-up here.",
+    no_args_is_help=True,
+    result_callback=_print,
 )
 
 
@@ -197,6 +199,20 @@ def batch(
         shard_size=shard_size, device=device, dtype=dtype, threads=threads, repeats=repeats, clock=clock,
     )  # fmt: skip
     return report, json_, out, "batch"
+
+
+@app.command("startup")
+def startup(
+    adapter: Annotated[Path | None, typer.Argument(help="Whose `genrec recommend` is measured too.")] = None,
+    user: Annotated[str | None, typer.Option(help="Of its data set; unset: a history of one item.")] = None,
+    repeats: Repeats = 5,
+    out: Out = None,
+    json_: Json = False,
+) -> Done:
+    """Commands from a cold process to their end, beside what they import and an empty process."""
+    from genrec.benchmarks import startup as benchmark
+
+    return benchmark.startup(adapter, user=user, repeats=repeats), json_, out, "startup"
 
 
 @app.command("prompts")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from genrec import progress
+from genrec import config, progress
 from genrec.config import check_vllm_device, vllm_options
 from genrec.errors import ConfigError, UnknownIdError, suggestion
 from genrec.toml import override
@@ -21,7 +21,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Assignments = Annotated[list[str] | None, typer.Argument(help="Changes to the file: key=value, dotted keys allowed.")]
 SplitName = Annotated[Literal["leave_one_out", "temporal"], typer.Option(help="Only its training part is read.")]
 Device = Annotated[str, typer.Option(help="Where the model runs, as PyTorch names it: cpu, cuda, ...")]
-Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the model's weights.")]
+Dtype = Annotated[config.Dtype, typer.Option(help="Of the model's weights.")]
 User = Annotated[str | None, typer.Option(help="A user of the data set, with the whole history.")]
 History = Annotated[str | None, typer.Option(help='Item ids, oldest first: "id,id"; may be empty.')]
 UsersData = Annotated[Path | None, typer.Option(help="The data set of --user; unset: the adapter's.")]

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
-from genrec.decoding import Beams, BeamSearch, Bools, Ints, Level, Trie, check_request, not_finite
+from genrec.decoding import Beams, BeamSearch, Bools, Ints, Level, Searches, Trie, check_request, not_finite
 from genrec.engines import check_trie, pair_arrays, token_arrays
 from genrec.engines.batches import OutOfMemory, is_out_of_memory, memory_at_hand, micro_batches, run
 from genrec.engines.selection import context, index, logprobs, normaliser, select
@@ -113,9 +113,7 @@ class LocalEngine:
         room = None if self.context is None else self.context - trie.max_length
         arrays = token_arrays("prompt", prompts, self.vocab_size, room)
         width = min(num_beams, trie.n_items)
-        items = np.full((len(arrays), width), -1, dtype=np.int32)
-        scores = np.full((len(arrays), width), -np.inf, dtype=np.float32)
-        reasons: list[str | None] = [None] * len(arrays)
+        searches = Searches(len(arrays), trie, num_beams, allowed, blocked, only)
         with self._inference():
             prefix = self._prefill_common(arrays)
             lengths = np.array([len(array) for array in arrays], dtype=np.int64)
@@ -123,16 +121,12 @@ class LocalEngine:
             sizes = self._bytes(lengths, width if trie.max_length > 1 else 1, slots)
 
             def work(batch: Ints) -> None:
-                lists = [None if one is None else [one[i] for i in batch] for one in (blocked, only)]
-                search = BeamSearch(trie, len(batch), num_beams, allowed, lists[0], lists[1], batch)
+                search = searches.of(batch)
                 self._search(search, [arrays[i] for i in batch], prefix)
-                beams = search.result()
-                items[batch], scores[batch] = beams.items, beams.scores
-                for i, reason in zip(batch, beams.reasons, strict=True):
-                    reasons[i] = reason
+                searches.keep(batch, search)
 
             run(micro_batches(slots, self.max_batch_tokens, sizes, self._memory()), slots, work)
-        return Beams(items, scores, reasons)
+        return searches.beams
 
     def score(self, prompts: Sequence[Ints], completions: Sequence[Ints]) -> NDArray[np.float64]:
         """See ``Engine.score``."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from genrec.config import VllmOptions
-from genrec.decoding import Beams, BeamSearch, Bools, Ints, Trie, check_request, not_finite
+from genrec.decoding import Beams, BeamSearch, Bools, Ints, Searches, Trie, check_request, not_finite
 from genrec.engines import check_trie, pair_arrays, token_arrays
 from genrec.engines.batches import OutOfMemory, micro_batches, run
 from genrec.engines.selection import logprobs, normaliser, select
@@ -103,34 +103,22 @@ class VllmEngine:
         check_trie(trie, self.vocab_size)
         arrays = token_arrays("prompt", prompts, self.vocab_size, self.context - trie.max_length)
         width = min(num_beams, trie.n_items)
-        items = np.full((len(arrays), width), -1, dtype=np.int32)
-        scores = np.full((len(arrays), width), -np.inf, dtype=np.float32)
-        reasons: list[str | None] = [None] * len(arrays)
-
-        def search(batch: Ints) -> BeamSearch:
-            lists = [None if one is None else [one[i] for i in batch] for one in (blocked, only)]
-            return BeamSearch(trie, len(batch), num_beams, allowed, lists[0], lists[1], batch)
-
-        def keep(batch: Ints, done: BeamSearch) -> None:
-            beams = done.result()
-            items[batch], scores[batch] = beams.items, beams.scores
-            for i, reason in zip(batch, beams.reasons, strict=True):
-                reasons[i] = reason
+        searches = Searches(len(arrays), trie, num_beams, allowed, blocked, only)
 
         def choose(batch: Ints, logits: torch.Tensor) -> None:
-            one = search(batch)
-            if not one.done:
-                select(one, logits)
-            keep(batch, one)
+            search = searches.of(batch)
+            if not search.done:
+                select(search, logits)
+            searches.keep(batch, search)
 
         if trie.max_length == 1:
             self._logits([array.tolist() for array in arrays], np.arange(len(arrays)), choose)
-            return Beams(items, scores, reasons)
+            return searches.beams
         for batch in self._waves(arrays, width, trie.max_length):
-            one = search(batch)
-            self._search(one, [arrays[i].tolist() for i in batch])
-            keep(batch, one)
-        return Beams(items, scores, reasons)
+            search = searches.of(batch)
+            self._search(search, [arrays[i].tolist() for i in batch])
+            searches.keep(batch, search)
+        return searches.beams
 
     def score(self, prompts: Sequence[Ints], completions: Sequence[Ints]) -> NDArray[np.float64]:
         """See ``Engine.score``.
