@@ -267,7 +267,10 @@ class TestSearches:
         assert searches.beams.reasons == whole.reasons
 
     def test_prompts_of_no_batch_have_no_items(self) -> None:
-        beams = Searches(2, Trie.build(padded([(0,), (1,)])), 3, None, None, None).beams
+        searches = Searches(2, Trie.build(padded([(0,), (1,)])), 3, None, None, None)
+        assert searches.of(np.array([1])).n_allowed.tolist() == [2]
+        beams = searches.beams
+        assert (beams.items.dtype, beams.scores.dtype) == (np.int32, np.float32)
         assert (beams.items.tolist(), beams.scores.tolist()) == ([[-1, -1]] * 2, [[-np.inf] * 2] * 2)
         assert beams.reasons == [None, None]
 
@@ -275,7 +278,9 @@ class TestSearches:
 class TestSavedTrie:
     def test_what_is_mapped_is_what_was_saved(self, tmp_path: Path) -> None:
         for seed in range(20):
-            built = Trie.build(padded(random_catalogue(np.random.default_rng(seed), 50)))
+            one_each = [(token,) for token in range(CODES)]  # Identifiers of one token, as `atomic` makes them.
+            identifiers = random_catalogue(np.random.default_rng(seed), 50) if seed else one_each
+            built = Trie.build(padded(identifiers))
             built.save(tmp_path / "trie")  # The name stays as given, and a file that is there is replaced.
             mapped = Trie.load(tmp_path / "trie")
             assert (mapped.hash, mapped.max_length) == (built.hash, built.max_length)

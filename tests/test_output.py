@@ -260,6 +260,14 @@ def test_damaged_success_is_refused_when_the_job_runs_again(tmp_path: Path) -> N
         run(tmp_path)
 
 
+@pytest.mark.parametrize(("shards", "told"), [(6, "0, 2, 3, 4, 5"), (7, "0, 2, 3, 4, 5 and 1 more")])
+def test_up_to_five_missing_shards_are_named(tmp_path: Path, shards: int, told: str) -> None:
+    with open_output(tmp_path, JOB, shards) as out:
+        out.commit(write_shard(tmp_path, 1, *tables(1), METADATA))
+        with pytest.raises(StorageError, match=f": {told} of {shards} shards missing"):
+            out.finish()
+
+
 def test_commits_and_finishes_out_of_turn(tmp_path: Path) -> None:
     with open_output(tmp_path, JOB, 8) as out:
         record = write_shard(tmp_path, 1, *tables(1), METADATA)

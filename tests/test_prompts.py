@@ -508,6 +508,19 @@ def test_remarks_do_no_harm_and_are_made_of_files_alone(tmp_path: Path) -> None:
     assert Prompt.load(path).check() == []
 
 
+def test_columns_are_checked_table_by_table(tmp_path: Path) -> None:
+    path = tmp_path / "columns.jinja"
+    path.write_text(
+        question("{{ item.title }}", "{{ event.rating }}") + "{% block system %}{{ user.age }}{% endblock %}"
+    )
+    has = {"item_columns": ["title"], "user_columns": ["age"], "event_columns": ["rating"]}
+    assert check(path, **has) == Prompt.load(path).check(**has) == []
+    for lacking, what in (("item_columns", "title"), ("user_columns", "age"), ("event_columns", "rating")):
+        found = check(path, **{**has, lacking: ["other"]})
+        assert found == Prompt.load(path).check(**{**has, lacking: ["other"]})
+        assert [what in problem.message for problem in found] == [True]
+
+
 def test_check_lists_all_problems_in_order(tmp_path: Path) -> None:
     path = tmp_path / "many.jinja"
     path.write_text(

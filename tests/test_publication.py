@@ -147,6 +147,15 @@ def test_a_link_in_a_folder_that_is_a_file_is_refused_with_its_name(root: Path) 
         publish_back(root / "serve" / "current")
 
 
+def test_a_folder_that_cannot_be_made_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    with pytest.raises(StorageError, match=r"cannot make the link .*serve/current: Read-only file system\. See to it"):
+        publish(root / "recs" / "monday", root / "serve" / "current")
+
+
 def test_folders_above_the_link_are_made_and_a_stale_temporary_one_goes(root: Path) -> None:
     link = root / "serve" / "eu" / "current"
     publish(root / "recs" / "monday", link)

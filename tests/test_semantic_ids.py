@@ -122,3 +122,14 @@ def test_a_new_item_takes_the_codes_of_its_like_or_the_nearest_free_ones() -> No
     # The codes of its like are taken, so the first takes the code that no old item has, and then the next level above.
     assert semantic_ids.extend(old, vectors, new, codes=3).tolist() == [[1, 2], [0, 2], [2, 0]]
     assert semantic_ids.extend(old[:3], vectors[:3], new[1:2], codes=2).tolist() == [[1, 1]]
+
+
+def test_the_codes_of_each_level_are_of_what_the_levels_before_leave_over() -> None:
+    # Both halves of the catalogue have the same residuals, ten apart: a level that did not subtract would mix them.
+    old = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    vectors = 10.0 * old[:, :1] + 2.0 * old[:, 1:2] + 0.5 * old[:, 2:]
+    for own, near in zip(old.tolist(), vectors, strict=True):
+        new = semantic_ids.extend(old, vectors, near[None] + 0.01, codes=3)[0].tolist()
+        assert (new[:2], new[2]) == (own[:2], 2)  # The last code is the free one.
+    # A codebook that is given too small is at least what the old items have.
+    assert semantic_ids.extend(old[:-1], vectors[:-1], vectors[-1:], codes=1).tolist() == [[1, 1, 1]]
