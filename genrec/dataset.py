@@ -396,6 +396,7 @@ class Dataset:
                 "mean": float(lengths.mean()),
             },
             "bad_rows": self.bad_rows.height,
+            "dropped": self.manifest.get("dropped") or None,
             "positives": self.manifest.get("positives"),
             "item_columns": self.items.columns,
             "user_columns": [] if self.users is None else self.users.columns,

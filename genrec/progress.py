@@ -31,16 +31,22 @@ def bar(description: str, total: float) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total, note="")
         done, told = 0.0, time.monotonic()
-        began = told
+        begun: tuple[float, float] | None = None  # Steps and time once the first was done, which may have waited.
 
         def advance(steps: float = 1, note: str = "") -> None:
-            nonlocal done, told
+            nonlocal done, told, begun
             done += steps
             progress.update(task, advance=steps, note=note)
-            if not console.is_terminal and time.monotonic() - told >= 15:
-                told = time.monotonic()
-                left = timedelta(seconds=round((told - began) / done * max(total - done, 0))) if done else "some time"
+            now = time.monotonic()
+            if not console.is_terminal and now - told >= 15:
+                told = now
+                left: timedelta | str = "some time"
+                if begun is not None and done > begun[0]:
+                    rate = (told - begun[1]) / (done - begun[0])
+                    left = timedelta(seconds=round(rate * max(total - done, 0)))
                 say(f"{description}: {done:.0f} of {total:.0f}, {left} left {note}".rstrip())
+            if begun is None and done:
+                begun = done, now
 
         yield advance
 

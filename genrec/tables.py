@@ -93,7 +93,8 @@ def check(
         detail += "".join(f", {count:,} dropped by {why}" for why, count in dropped.items())
         example = f" First of the malformed ones: {_row_text(faults, 0)}." if faults.height else ""
         read = ", ".join(dict.fromkeys(Path(place).name for place in log_places))
-        raise DataError(f"no interactions are left in {read or 'the log'}: {detail}.{example} Give a log with events.")
+        hint = "Mend the rows, or ask for other events or ratings."
+        raise DataError(f"no interactions are left in {read or 'the log'}: {detail}.{example} {hint}")
     log, order, filled = _ordered(log)
     if catalogue is None:
         ids = log.sort("__row").select("item_id").unique(maintain_order=True)
@@ -339,7 +340,7 @@ def _check_interactions(
     checks = [(c, log[c].is_null(), "is missing") for c in ("user_id", "item_id")]
     parsed = []
     for name, parse, reason in (
-        ("timestamp", _seconds, "is neither a whole number of seconds nor an ISO date"),
+        ("timestamp", _seconds, "is neither a whole number of seconds nor an ISO date (2026-01-31 14:45)"),
         ("order", _whole, "is not a whole number"),
         ("rating", _number, "is not a number"),
         ("weight", _number, "is not a number"),

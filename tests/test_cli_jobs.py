@@ -70,7 +70,7 @@ def test_batch_tells_what_was_bad_carried_and_retired(run: Run, inside: Path) ->
     assert run(*command, "--out", "1", *options).code == 0
     done = run(*command, "--out", "2", "--previous", "1", *options)
     assert done.out.splitlines() == [
-        "9 rows for 3 users in 1 shards (0 were there)",
+        "9 rows for 3 users in 1 shard (0 were there)",
         "3 users were carried over from 1, 0 computed",
         "items.parquet: 1 items of the adapter are not in it and retired; 1 of its items are unknown to the adapter",
         "1 bad rows: 2/errors/*.parquet",
@@ -79,7 +79,7 @@ def test_batch_tells_what_was_bad_carried_and_retired(run: Run, inside: Path) ->
     stopped = run(*command, "--out", "3", "-k", 3)
     assert stopped.code == 4
     assert "1 of 4 rows of users.parquet are bad" in stopped.err
-    assert "Row 1 column history: 'nix'" in stopped.err
+    assert "Row 0 (from 0) column history: 'nix'" in stopped.err
 
 
 def test_gate_prints_the_comparison_and_exits_with_its_code(run: Run, inside: Path) -> None:

@@ -120,7 +120,7 @@ def test_predicate_of_a_row_that_is_none_makes_it_bad(dummy: Recommender) -> Non
         (3, "d", "where", "1 +"),
     ]
     assert "Did you mean 'brand'?" in made.errors["reason"][0]
-    with pytest.raises(DataError, match=r"Row 2 column where: .*brnd.* 2 of 4 rows are bad"):
+    with pytest.raises(DataError, match=r"Row 1 \(from 0\) column where: .*brnd.* 2 of 4 rows are bad"):
         recommend_rows(ready, rows)
     assert recommend_rows(ready, rows, on_bad_row="skip").equals(made.lists)
 
@@ -324,7 +324,7 @@ def test_a_list_that_a_head_would_print_makes_a_bad_row_wherever_the_adapter_lie
     about = told_by(dummy, "{{ user.about }}")
     rows = frame(user(["i1"])).with_columns(about=pl.Series([["x", "y"]]))
     with pytest.raises(
-        DataError, match=r"Row 1 column row: .*prompts/next_item\.jinja:1:\d+: .*a list cannot be printed"
+        DataError, match=r"Row 0 \(from 0\) column row: .*prompts/next_item\.jinja:1:\d+: .*a list cannot be printed"
     ):
         recommend_rows(loaded(about), rows)
     with pytest.raises(DataError) as error:
@@ -453,7 +453,9 @@ def test_contexts_of_rows_reach_the_head_of_the_prompt(dummy: Recommender) -> No
     expected = told.recommend([["i1"]] * 3, k=4, contexts=contexts[:3])
     assert made["item_id"].to_list() == [one.item_id for list_ in expected for one in list_]
     assert expected[0] != expected[1]
-    with pytest.raises(DataError, match=r"Row 4 column row: '\{\"context\": \{\"query\": \"long words .* head takes"):
+    with pytest.raises(
+        DataError, match=r"Row 3 \(from 0\) column row: '\{\"context\": \{\"query\": \"long words .* head takes"
+    ):
         recommend_rows(job, rows)
     assert recommend_rows(job, rows, on_bad_row="skip")["item_id"].to_list() == made["item_id"].to_list()
     with pytest.raises(DataError, match=r"prompt told, 1:28: its head reads context, .* no such column\. Add one"):

@@ -161,7 +161,8 @@ def refusal(done: Summary) -> str:
 def report(done: Summary, job: Job) -> list[str]:
     """What a job did, in lines."""
     lines = [
-        f"{done.rows:,} rows for {done.users:,} users in {done.shards} shards ({done.shards_reused} were there)",
+        f"{done.rows:,} rows for {done.users:,} users in {done.shards} shard{'s' * (done.shards != 1)} "
+        f"({done.shards_reused} were there)",
     ]
     if job.previous:
         lines.append(

@@ -377,7 +377,7 @@ def recommend_rows(
 
 def told(error: Mapping[str, Any]) -> str:
     """A row of ``errors`` as a sentence."""
-    return f"Row {error['row'] + 1} column {error['column']}: {error['value']!r}: {error['reason'].rstrip('.')}."
+    return f"Row {error['row']} (from 0) column {error['column']}: {error['value']!r}: {error['reason'].rstrip('.')}."
 
 
 def check_columns(loaded: Loaded, source: users.Users) -> None:

@@ -67,5 +67,6 @@ def main() -> None:
         sys.exit(StorageError.exit_code)
     except SystemExit as stop:
         if stop.code == 130:
-            print("interrupted; nothing was left half-written, and the same command starts again.", file=sys.stderr)
+            told = "nothing is left half-written. Run the same command again; training goes on with --resume."
+            print(f"interrupted; {told}", file=sys.stderr)
         raise

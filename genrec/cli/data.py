@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from genrec import progress
 from genrec.cli.options import Json, Overwrite, pairs
 from genrec.cli.output import print_json, print_summary
 from genrec.errors import ConfigError
@@ -59,6 +60,8 @@ def import_(
                 events[kind] = float(weight) if weight else 1.0
             except ValueError:
                 raise ConfigError(f"--event {text!r}: the weight after = is no number.") from None
+        if not any("=" in text for text in event):
+            events = list(events)  # Without weights, as in Python.
     data = import_files(
         paths or (),
         format=format_,
@@ -80,6 +83,8 @@ def import_(
         data = data.k_core(core, core)
     data.save(out, overwrite=overwrite)
     print_summary(str(out), data.summary(), json_)
+    if data.bad_rows.height:
+        progress.say(f"bad rows: {out / 'bad_rows.csv'}")
 
 
 @app.command("export")

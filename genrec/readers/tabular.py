@@ -93,13 +93,17 @@ def csv_header(path: Path) -> tuple[str, list[str]]:
     """What separates the fields, and the names of the columns.
 
     Raises:
-        DataError: There is no header, or a column stands in it twice.
+        DataError: There is no header, a column stands in it twice, or something else separates its fields.
     """
     separator = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     with open_text(path, errors="surrogateescape") as file:  # What is no UTF-8 may stand in the rows, read ahead.
         header = next(csv.reader(file, delimiter=separator), [])
     if not header:
         raise DataError(f"{path} is empty: it has no header line.")
+    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise DataError(
+            f"{path}:1 has {other!r} between its fields. genrec reads commas, and tabs in a file *.tsv: write it so."
+        )
     if doubled := [c for i, c in enumerate(header) if c in header[:i]]:
         raise DataError(f"{path}:1 has the column {doubled[0]!r} twice. Rename one.")
     return separator, header
