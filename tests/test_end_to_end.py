@@ -218,15 +218,18 @@ def check_report(path: Path) -> None:
 
 
 def check_edited_prompt(reader: Reader) -> None:
-    """The edited prompt was rendered with titles, and is what the adapter trained again now reads."""
+    """The edited prompt was rendered with titles, and is what the adapter trained on it reads; the first stays."""
     ((_, checked), (_, rendered)) = ((line, text) for line, text in reader.printed if "prompts" in line)
     assert "good" in checked
-    recommender = genrec.Recommender.load(reader.folder / "adapters" / "shop", engine="dummy")
+    first, recommender = (
+        genrec.Recommender.load(reader.folder / "adapters" / name, engine="dummy") for name in ("shop", "shop-titles")
+    )
     history, _ = recommender.user_history("c1", reader.folder / "data" / "shop")
     titles = [recommender.titles[index] for index in recommender.indices(history)]
     assert history
     for text in (rendered, recommender.prompt(history)):
         assert all(title in text for title in titles)
+    assert titles[0] not in first.prompt(history)
 
 
 def check_prompt_guide(reader: Reader) -> None:
