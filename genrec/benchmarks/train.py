@@ -562,7 +562,7 @@ def train(
                     rows += _items(_setup(large, loaded, root), repeats, clock, goal, 8 * length, 2 if quick else 3)
             if "padding" in parts:
                 # The longest title of a catalogue may need more than a history is given.
-                long = replace(small, max_length=64 if quick else 256)
+                long = replace(small, max_length=64 if quick else 512)
                 rows += _padding(_setup(long, loaded, root, questions=True), repeats, clock, 3 if quick else 40)
             if "accuracy" in parts:
                 training_ = {"lr_scheduler_type": "constant", "learning_rate": 1e-3, "weight_decay": 0.01}
