@@ -5,6 +5,7 @@ Nothing here knows of adapters: what training makes of it is ``update``'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,7 @@ def combine(
         **both.manifest,
         "name": name or old.manifest["name"],
         "source": list(dict.fromkeys([*old.manifest.get("source", []), *_sources(read)])),
+        "dropped": dict(sum((Counter(one.manifest.get("dropped") or {}) for one in (old, new)), Counter())),
         "filled_timestamps": filled
         + old.manifest.get("filled_timestamps", 0)
         + new.manifest.get("filled_timestamps", 0),

@@ -93,7 +93,7 @@ def check(
         detail += "".join(f", {count:,} dropped by {why}" for why, count in dropped.items())
         example = f" First of the malformed ones: {_row_text(faults, 0)}." if faults.height else ""
         read = ", ".join(dict.fromkeys(Path(place).name for place in log_places))
-        hint = "Mend the rows, or ask for other events or ratings."
+        hint = "Mend the rows, or ask for other events or ratings." if rows else "Give a log with events."
         raise DataError(f"no interactions are left in {read or 'the log'}: {detail}.{example} {hint}")
     log, order, filled = _ordered(log)
     if catalogue is None:

@@ -43,6 +43,17 @@ def test_data_import_with_mappings_and_events(run: Run, shop: Path) -> None:
     assert run("data", "inspect", "data/shop", "--json").json == done.json
 
 
+def test_events_without_weights_are_what_python_makes_of_them(run: Run, shop: Path) -> None:
+    Path("log.csv").write_text(LOG + "c9\n")
+    options = (*MAPPED, "--event", "purchase", "--on-bad-row", "skip")
+    done = run("data", "import", "log.csv", "items.csv", "--out", "data/shop", *options, "--json")
+    assert done.err == "bad rows: data/shop/bad_rows.csv\n"
+    data = genrec.Dataset.load("data/shop")
+    assert "weight" not in data.interactions.columns
+    assert set(data.interactions["event"]) == {"purchase"}
+    assert (data.interactions.height, done.json["dropped"]) == (3, {"events": 2})
+
+
 def test_data_import_of_files_with_other_names(run: Run, shop: Path) -> None:
     Path("log.csv").rename("clicks.csv")
     Path("items.csv").rename("catalogue.csv")

@@ -205,6 +205,8 @@ def test_rows_that_cannot_be_split(tmp_path: Path) -> None:
         ("log.jsonl", b"no\n", r"log\.jsonl:1 is not JSON"),
         ("log.jsonl", b"{}\n", r"log\.jsonl:1 is an empty object"),
         ("log.csv", b"a,b,a\n1,2,3\n", r"log\.csv:1 has the column 'a' twice"),
+        ("log.csv", b"user_id;item_id\nu;1\n", r"log\.csv:1 has ';' between its fields\. genrec reads commas"),
+        ("log.tsv", b"user_id,item_id\nu,1\n", r"log\.tsv:1 has ',' between its fields"),
         ("log.csv", b'user_id,item_id\nu,"1\nu,2\n', r"log\.csv:2 is not CSV .*quotation mark that is never closed"),
         ("log.csv", "user_id,item_id\nu,é\n".encode("latin-1"), r"log\.csv is not UTF-8 text"),
         ("log.csv.gz", gzip.compress(b"user_id,item_id\n" * 9, mtime=0)[:-9], r"cannot be read as csv"),

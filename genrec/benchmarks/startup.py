@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from genrec.benchmarks import Report, Row, begin, conditions, figure, interleaved, median
-from genrec.errors import GenrecError
+from genrec.errors import ConfigError, GenrecError
 from genrec.recommender import Recommender
 
 _EMPTY = "python -c pass"
@@ -26,11 +26,13 @@ def startup(adapter: Path | None = None, *, user: str | None = None, repeats: in
         repeats: Rounds whose medians are reported.
 
     Raises:
-        ConfigError: A number that is too small.
+        ConfigError: A number that is too small, or a user without an adapter.
         AdapterError: The folder is no adapter.
         GenrecError: A command failed.
     """
     begin("startup", repeats=repeats)
+    if user is not None and adapter is None:
+        raise ConfigError("bench startup: --user goes with an adapter. Name its folder.")
     commands: dict[str, list[str]] = {
         _EMPTY: ["-c", "pass"],
         "import genrec": ["-c", "import genrec"],

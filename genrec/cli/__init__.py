@@ -67,6 +67,6 @@ def main() -> None:
         sys.exit(StorageError.exit_code)
     except SystemExit as stop:
         if stop.code == 130:
-            told = "nothing is left half-written. Run the same command again; training goes on with --resume."
+            told = "nothing is left half-written. Run the same command again; `train` and `update` with --resume."
             print(f"interrupted; {told}", file=sys.stderr)
         raise

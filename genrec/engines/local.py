@@ -112,8 +112,8 @@ class LocalEngine:
         check_trie(trie, self.vocab_size)
         room = None if self.context is None else self.context - trie.max_length
         arrays = token_arrays("prompt", prompts, self.vocab_size, room)
-        width = min(num_beams, trie.n_items)
         searches = Searches(len(arrays), trie, num_beams, allowed, blocked, only)
+        width = searches.beams.items.shape[1]
         with self._inference():
             prefix = self._prefill_common(arrays)
             lengths = np.array([len(array) for array in arrays], dtype=np.int64)

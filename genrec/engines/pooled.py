@@ -102,7 +102,6 @@ class VllmEngine:
         check_request(len(prompts), num_beams, blocked, only)
         check_trie(trie, self.vocab_size)
         arrays = token_arrays("prompt", prompts, self.vocab_size, self.context - trie.max_length)
-        width = min(num_beams, trie.n_items)
         searches = Searches(len(arrays), trie, num_beams, allowed, blocked, only)
 
         def choose(batch: Ints, logits: torch.Tensor) -> None:
@@ -114,7 +113,7 @@ class VllmEngine:
         if trie.max_length == 1:
             self._logits([array.tolist() for array in arrays], np.arange(len(arrays)), choose)
             return searches.beams
-        for batch in self._waves(arrays, width, trie.max_length):
+        for batch in self._waves(arrays, searches.beams.items.shape[1], trie.max_length):
             search = searches.of(batch)
             self._search(search, [arrays[i].tolist() for i in batch])
             searches.keep(batch, search)

@@ -100,10 +100,9 @@ def csv_header(path: Path) -> tuple[str, list[str]]:
         header = next(csv.reader(file, delimiter=separator), [])
     if not header:
         raise DataError(f"{path} is empty: it has no header line.")
-    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        raise DataError(
-            f"{path}:1 has {other!r} between its fields. genrec reads commas, and tabs in a file *.tsv: write it so."
-        )
+    if len(header) == 1 and (other := next((mark for mark in ",;\t|" if mark in header[0]), None)):
+        hint = "genrec reads commas, and tabs in a file *.tsv. Convert or rename it."
+        raise DataError(f"{path}:1 has {other!r} between its fields. {hint}")
     if doubled := [c for i, c in enumerate(header) if c in header[:i]]:
         raise DataError(f"{path}:1 has the column {doubled[0]!r} twice. Rename one.")
     return separator, header
