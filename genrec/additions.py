@@ -98,7 +98,7 @@ def combine(
         **both.manifest,
         "name": name or old.manifest["name"],
         "source": list(dict.fromkeys([*old.manifest.get("source", []), *_sources(read)])),
-        "dropped": dict(sum((Counter(one.manifest.get("dropped") or {}) for one in (old, new)), Counter())),
+        "dropped": dict(Counter(old.manifest.get("dropped")) + Counter(new.manifest.get("dropped"))),
         "filled_timestamps": filled
         + old.manifest.get("filled_timestamps", 0)
         + new.manifest.get("filled_timestamps", 0),

@@ -67,6 +67,7 @@ def test_positives_are_those_of_the_old_data_set_and_bad_rows_are_named(tmp_path
     both, counts = combine(old, write(tmp_path / "day.csv", day))
     assert counts["interactions"] == 1
     assert both.interactions["weight"].to_list() == [2.0, 0.5, 2.0]
+    assert (old.summary()["dropped"], both.summary()["dropped"]) == ({"events": 1}, {"events": 2})  # The clicks.
     with pytest.raises(DataError, match=r"no new interactions: none has an event that counts \(buy, view\).*click"):
         combine(old, write(tmp_path / "clicks.csv", day.filter(pl.col("event") == "click")))
     unknown = write(tmp_path / "unknown.csv", table([("a", "q", 5, "buy")], *day.columns))

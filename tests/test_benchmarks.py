@@ -626,6 +626,11 @@ def test_startup_of_an_adapter_stands_beside_what_it_imports(
     assert rows["genrec recommend / what it imports"].n == "2/2"
 
 
+def test_startup_refuses_a_user_of_no_adapter() -> None:
+    with pytest.raises(ConfigError, match="--user goes with an adapter"):
+        startup_benchmark.startup(user="u1")
+
+
 def test_startup_tells_why_a_command_failed() -> None:
     with pytest.raises(GenrecError, match=r"recommend adapters/none ended with [1-9]"):
         startup_benchmark._process(["-m", "genrec.cli", "recommend", "adapters/none"])
